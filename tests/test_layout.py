@@ -24,9 +24,7 @@ def test_package_name_is_ours(name: str) -> None:
 @pytest.mark.parametrize("name", PACKAGES)
 def test_package_name_is_ours_outside_the_checkout(name: str, tmp_path: Path) -> None:
     code = f"import {name}; print({name}.__file__)"
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert Path(done.stdout.strip()).resolve().parent == ROOT / name
 
 
@@ -66,14 +64,10 @@ def test_ci_runs_the_readmes_test_command() -> None:
 
 
 def test_torch_and_triton_are_pinned_as_a_pair() -> None:
-    pins = dict(
-        line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line
-    )
+    pins = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line)
     assert (pins["torch"], pins["triton"]) == ("2.13.0", "3.7.1")
 
 
 def test_no_foreign_hosts_in_dependencies() -> None:
     text = (ROOT / "pyproject.toml").read_text() + (ROOT / "constraints.txt").read_text()
-    assert "index-url" not in text and "http" not in re.sub(
-        r'"https?://github.com/\S+"|httpx?|httptools', "", text
-    )
+    assert "index-url" not in text and "http" not in re.sub(r'"https?://github.com/\S+"|httpx?|httptools', "", text)

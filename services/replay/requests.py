@@ -47,9 +47,7 @@ def session_requests(events: EventTable, schema: FeatureSchema, split_ms: int) -
         known.update(rows.item_keys[rows.action_masks != 0].tolist())
         if len(relevant):
             requests.append(
-                ReplayRequest(
-                    user_key=user_key, now_ms=int(rows.ts_ms[0]), relevant=relevant, warm=user_key in warm
-                )
+                ReplayRequest(user_key=user_key, now_ms=int(rows.ts_ms[0]), relevant=relevant, warm=user_key in warm)
             )
     return sorted(requests, key=lambda request: (request.now_ms, request.user_key))
 

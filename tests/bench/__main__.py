@@ -12,9 +12,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="the short form: at most 5 minutes each")
     flags = ["--quick"] if parser.parse_args().quick else []
     failed = [
-        name
-        for name in BENCHMARKS
-        if subprocess.run([sys.executable, "-m", f"tests.bench.{name}", *flags]).returncode
+        name for name in BENCHMARKS if subprocess.run([sys.executable, "-m", f"tests.bench.{name}", *flags]).returncode
     ]
     if failed:
         print(f"failed: {', '.join(failed)}", file=sys.stderr)

@@ -47,14 +47,10 @@ class Samples:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="60 s of load instead of 300 s")
     parser.add_argument("--json", type=Path, help="write figures and rows to this file")
-    parser.add_argument(
-        "--data-dir", type=Path, help="a prepared demo folder; it is written to (default: a new one)"
-    )
+    parser.add_argument("--data-dir", type=Path, help="a prepared demo folder; it is written to (default: a new one)")
     options = parser.parse_args()
     record = Record("gateway")
     with tempfile.TemporaryDirectory(prefix="shortlist-bench-") as scratch:
@@ -108,9 +104,7 @@ def measure(data_dir: Path, seconds: float, shares: Path | None) -> Samples:
 
 async def drive(url: str, seconds: float) -> Samples:
     """Wait until the server is ready, warm it up, then measure."""
-    async with httpx.AsyncClient(
-        base_url=url, timeout=10.0, limits=httpx.Limits(max_connections=64)
-    ) as client:
+    async with httpx.AsyncClient(base_url=url, timeout=10.0, limits=httpx.Limits(max_connections=64)) as client:
         for _ in range(600):
             try:
                 if (await client.get("/readyz")).status_code == 200:

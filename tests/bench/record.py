@@ -74,9 +74,7 @@ class Record:
         lines = [f"{'quantity':44} {'value':>10} {'p50':>9} {'p95':>9} {'p99':>9}  unit"]
         for row in self.rows:
             spread = " ".join(f"{_cell(v):>9}" for v in (row.p50, row.p95, row.p99))
-            lines.append(
-                f"{row.quantity:44} {_cell(row.value):>10} {spread}  {row.unit}  {row.note}".rstrip()
-            )
+            lines.append(f"{row.quantity:44} {_cell(row.value):>10} {spread}  {row.unit}  {row.note}".rstrip())
         lines += [f"figure {name} = {_cell(value)}" for name, value in self.figures.items()]
         return "\n".join(lines)
 
@@ -92,9 +90,7 @@ def hardware() -> Mapping[str, str | int]:
     info = Path("/proc/cpuinfo")
     if info.exists():
         names = [
-            line.split(":", 1)[1].strip()
-            for line in info.read_text().splitlines()
-            if line.startswith("model name")
+            line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")
         ]
         cpu = names[0] if names else cpu
     versions = " ".join(f"{name}={_version(name)}" for name in PACKAGES)
