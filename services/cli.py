@@ -1,0 +1,218 @@
+"""The `shortlist` command: every job's entry point, and the only place that reads settings and files of settings."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+# Waiting OpenMP threads must sleep: spinning ones take the cores from the other pools. Read when torch is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("GOMP_SPINCOUNT", "0")
+
+import typer
+from rich.console import Console
+
+if TYPE_CHECKING:
+    from services.settings import Settings
+
+app = typer.Typer(
+    name="shortlist",
+    help="Recommendations: exact filtered retrieval over a live index, a calibrated ranker, one HTTP gateway.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+console = Console()
+errors = Console(stderr=True)
+
+Config = Annotated[
+    Path | None,
+    typer.Option("--config", help="Settings file (TOML). Default: $SHORTLIST_CONFIG, else the built-in defaults."),
+]
+Data = Annotated[
+    Path | None,
+    typer.Option("--data", help="Local MovieLens-100k: the wheel, the official folder or zip. Default: download."),
+]
+
+
+class Kind(StrEnum):
+    """What a file holds."""
+
+    items = "items"
+    users = "users"
+    events = "events"
+
+
+class Model(StrEnum):
+    """What to train."""
+
+    retrieval = "retrieval"
+    ranking = "ranking"
+    all = "all"
+
+
+@app.command()
+def demo(
+    data: Data = None,
+    once: Annotated[bool, typer.Option("--once", help="Send a few requests, print the answers, exit.")] = False,
+    prepare: Annotated[bool, typer.Option("--prepare", help="Download, import, train, index; then exit.")] = False,
+    port: Annotated[int | None, typer.Option(help="Port to listen on; 0 takes a free one.")] = None,
+    config: Config = None,
+) -> None:
+    """MovieLens-100k from download to answers: import, train, index, serve. What is done already is not done again."""
+    from services import demo as job
+
+    with reported():
+        settings = job.settings_of(load(config, port=port))
+        job.prepare(settings, data, console)
+        if once:
+            job.show_once(settings, console)
+        elif not prepare:
+            job.serve(settings, console)
+
+
+@app.command()
+def serve(
+    only: Annotated[
+        str | None,
+        typer.Option(help="Parts, separated by commas: gateway, retrieval, ranking, ingest. Default: all."),
+    ] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on; 0 takes a free one.")] = None,
+    config: Config = None,
+) -> None:
+    """Serve the platform, or some of its parts, from the data folder."""
+    from services.serving import serve as run
+
+    with reported():
+        settings = load(config, host=host, port=port)
+        parts = None if only is None else {part.strip() for part in only.split(",") if part.strip()}
+        run(settings, parts)
+
+
+@app.command("import")
+def import_(
+    kind: Annotated[Kind, typer.Argument(help="What the file holds.")],
+    file: Annotated[Path, typer.Argument(help="Parquet, CSV or JSON Lines; .csv.gz and .jsonl.gz too.")],
+    force: Annotated[bool, typer.Option("--force", help="Read the file again even if it was imported before.")] = False,
+    config: Config = None,
+) -> None:
+    """Import items, users or events; every rejected row is reported with row, column, value and reason.
+
+    Exits with 1 if a row was rejected; what was good is imported all the same.
+    """
+    from services.bars import Bars
+    from services.importing.run import run_import, show_report
+
+    with reported():
+        settings = load(config)
+        with Bars(console) as bars:
+            report = run_import(settings, kind.value, file, force=force, progress=bars)
+        show_report(report, console)
+        if report.num_rejected:
+            raise typer.Exit(1)
+
+
+@app.command()
+def train(
+    model: Annotated[Model, typer.Argument(help="What to train.")] = Model.all,
+    config: Config = None,
+) -> None:
+    """Train on everything imported and logged so far; publish the models and make them current.
+
+    A running server goes on with the models it has loaded; it takes the new ones when it is started again.
+    """
+    from services.bars import Bars
+    from services.training.run import run_training
+
+    with reported():
+        settings = load(config)
+        kinds = ("retrieval", "ranking") if model is Model.all else (model.value,)
+        with Bars(console) as bars:
+            versions = run_training(settings, kinds, progress=bars)
+        for kind, version in versions.items():
+            console.print(f"{kind} {version} is current")
+
+
+@app.command()
+def replay(
+    test_share: Annotated[float, typer.Option(help="Share of the events, the newest, that is the test window.")] = 0.1,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write every figure to this file too.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of training and of the intervals.")] = 0,
+    config: Config = None,
+) -> None:
+    """Judge the pipeline offline: train before a global split, then rank at every request of the test window.
+
+    Nothing from the future is visible; the full catalogue alive at that instant is ranked. Prints recall, NDCG and
+    DCG with 95 % intervals (bootstrap by member) beside popularity and recency popularity.
+    """
+    from services.bars import Bars
+    from services.replay.run import run_replay
+
+    with reported():
+        settings = load(config)
+        with Bars(console) as bars:
+            text = run_replay(settings, test_share=test_share, seed=seed, json_file=json_file, progress=bars)
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+@app.command()
+def health(
+    url: Annotated[str, typer.Argument(help="Base URL of a process, like http://127.0.0.1:8000.")],
+) -> None:
+    """Ask a process whether it is ready; exits with 1 and says what it waits for if it is not."""
+    import httpx
+
+    try:
+        answer = httpx.get(f"{url.rstrip('/')}/readyz", timeout=3.0)
+    except httpx.HTTPError as error:
+        errors.print(f"{url}: {error}")
+        raise typer.Exit(1) from None
+    console.print(answer.text, highlight=False, markup=False, soft_wrap=True)
+    raise typer.Exit(0 if answer.status_code == 200 else 1)
+
+
+def load(config: Path | None, *, host: str | None = None, port: int | None = None) -> Settings:
+    """Settings from file and variables, with what the command line says on top."""
+    from services.settings import load_settings
+
+    given = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
+    settings = load_settings(config, os.environ)
+    return settings.model_copy(update={"http": settings.http.model_copy(update=given)})
+
+
+@contextmanager
+def reported() -> Iterator[None]:
+    """Errors that a person can mend become one message and exit status 2; anything else keeps its traceback."""
+    from index.snapshot import SnapshotError
+    from services.dataset import DatasetError
+    from services.downloads import DownloadError
+    from services.importing import ImportFileError
+    from services.platform import PlatformError
+    from services.settings import SettingsError
+    from services.storage.errors import StorageError
+    from services.training.data import NothingToTrainOn
+
+    mendable = (
+        DatasetError,
+        DownloadError,
+        ImportFileError,
+        NothingToTrainOn,
+        PlatformError,
+        SettingsError,
+        SnapshotError,
+        StorageError,
+    )
+    try:
+        yield
+    except mendable as error:
+        errors.print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True)
+        raise typer.Exit(2) from None
+
+
+if __name__ == "__main__":
+    app()

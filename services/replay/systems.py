@@ -1,0 +1,61 @@
+"""What a replay compares: each system answers the same request with its k best unseen items.
+
+All of them ask the same live index, so "the catalogue alive at that instant" is the same for all.
+"""
+
+# K = items asked for, T = tasks
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.data.state import UserState
+from services.ranking.engine import RankingEngine
+from services.retrieval.engine import RetrievalEngine
+
+
+class Asked(NamedTuple):
+    """One request with the member's state at that instant."""
+
+    user: UserState
+    seen: NDArray[np.int64]
+    now_ms: int
+    k: int
+
+
+System = Callable[[Asked], NDArray[np.int64]]
+
+
+def systems(
+    retrieval: RetrievalEngine, ranking: RankingEngine, weights: Mapping[str, float], num_candidates: int
+) -> dict[str, System]:
+    """Return the systems by name, simplest first."""
+
+    def by_signal(name: str) -> System:
+        def answer(asked: Asked) -> NDArray[np.int64]:
+            found: NDArray[np.int64] = retrieval.index.search_signal(name, asked.k, None, asked.seen).keys[0]
+            return found[found != -1]
+
+        return answer
+
+    def by_retrieval(asked: Asked) -> NDArray[np.int64]:
+        return retrieval.retrieve(asked.user, asked.now_ms, num_candidates, None, asked.seen).keys[: asked.k]
+
+    def by_ranking(asked: Asked) -> NDArray[np.int64]:
+        found = retrieval.retrieve(asked.user, asked.now_ms, num_candidates, None, asked.seen)
+        probabilities = ranking.rank(asked.user, found, asked.now_ms)
+        values = probabilities.astype(np.float64) @ np.array([weights.get(task, 0.0) for task in ranking.tasks])
+        return found.keys[np.lexsort((found.keys, -found.scores, -values))][: asked.k]
+
+    answers: dict[str, System] = {}
+    if retrieval.popular is not None:
+        answers["popularity"] = by_signal(retrieval.popular.name)
+    if retrieval.recent is not None:
+        answers[f"recency popularity ({retrieval.recent.name})"] = by_signal(retrieval.recent.name)
+    answers["retrieval only"] = by_retrieval
+    answers["retrieval + ranking"] = by_ranking
+    return answers

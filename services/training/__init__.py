@@ -1,0 +1,1 @@
+"""Jobs that turn the archive into models and an index: load, train, publish, build."""

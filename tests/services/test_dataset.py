@@ -1,0 +1,242 @@
+"""The description of a data set: what it derives, and how its mistakes are told."""
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from pydantic import ValidationError
+
+from index.attributes import Attribute
+from models.data.schema import Feature
+from services.dataset import EVENT_ARROW_SCHEMA, Dataset, DatasetError, SchemaViolation, parse_half_life
+
+CONFIG = Path(__file__).parents[2] / "configs" / "movielens.toml"
+TEXT = CONFIG.read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def movielens():
+    return Dataset.load(CONFIG)
+
+
+def test_movielens_derives_what_filters_may_name(movielens):
+    assert movielens.attribute_schema().attributes == (
+        Attribute("genre", "keyword_list"),
+        Attribute("year", "int"),
+        Attribute("released", "timestamp"),
+    )
+
+
+def test_movielens_derives_what_models_learn_from(movielens):
+    schema = movielens.feature_schema()
+    assert schema.item == (Feature("title", "text"), Feature("genre", "keyword_list"), Feature("year", "number"))
+    assert schema.user == (
+        Feature("age", "number"),
+        Feature("gender", "keyword"),
+        Feature("occupation", "keyword"),
+    )
+    assert [(action.name, action.event, action.min_value) for action in schema.actions] == [
+        ("watch", "rating", None),
+        ("like", "rating", 4.0),
+        ("love", "rating", 5.0),
+    ]
+    assert [(signal.name, signal.half_life_ms) for signal in schema.signals][:4] == [
+        ("watch.1d", 86_400_000),
+        ("watch.7d", 604_800_000),
+        ("watch.30d", 2_592_000_000),
+        ("watch.all", None),
+    ]
+    assert (schema.positive, schema.tasks, schema.history_length) == ("like", ("watch", "like", "love"), 100)
+    assert movielens.licence and "research" in movielens.licence
+
+
+def test_movielens_derives_its_tables(movielens):
+    assert movielens.item_arrow_schema() == pa.schema(
+        {
+            "item_id": pa.string(),
+            "title": pa.string(),
+            "genre": pa.list_(pa.string()),
+            "year": pa.int64(),
+            "released": pa.timestamp("ms", tz="UTC"),
+        }
+    ).set(0, pa.field("item_id", pa.string(), nullable=False))
+    assert movielens.user_arrow_schema().names == ["user_id", "age", "gender", "occupation", "zip_code"]
+    assert list(movielens.events.columns()) == EVENT_ARROW_SCHEMA.names
+
+
+def test_every_type_is_typed():
+    kinds = ("keyword", "keyword_list", "int", "float", "bool", "timestamp", "text")
+    lines = "\n".join(f'a_{kind} = {{ type = "{kind}", model = true }}' for kind in kinds)
+    start, stop = TEXT.index("[items]"), TEXT.index("[users]")
+    dataset = Dataset.parse(TEXT[:start] + f"[items.attributes]\n{lines}\n" + TEXT[stop:])
+    assert [feature.kind for feature in dataset.feature_schema().item] == [
+        "keyword",
+        "keyword_list",
+        "number",
+        "number",
+        "number",
+        "timestamp",
+        "text",
+    ]
+    assert [str(field.type) for field in dataset.item_arrow_schema()][1:] == [
+        "string",
+        "list<item: string>",
+        "int64",
+        "double",
+        "bool",
+        "timestamp[ms, tz=UTC]",
+        "string",
+    ]
+
+
+def test_a_valid_write_is_normalised(movielens):
+    written = {"title": "Heat", "genre": ["Crime"], "year": 1995, "released": "1995-12-15T00:00:00Z"}
+    assert movielens.validate_item(written) == {**written, "released": 818_985_600_000}
+    assert movielens.validate_user({"age": 30, "gender": None, "zip_code": ""}) == {"age": 30}
+
+
+def test_what_a_violation_gives_back_is_short_and_can_be_answered(movielens):
+    deep: list[object] = []
+    for _ in range(20_000):
+        deep = [deep]
+    bad = {
+        "deep": deep,
+        "title": "x" * 70_000,
+        "year": float("nan"),
+        "genre": ["\ud800"],
+        "\udfff": 1,
+        "released": object(),
+    }
+    with pytest.raises(SchemaViolation) as caught:
+        movielens.validate_item(bad)
+    assert len(caught.value.violations) == 6
+    answer = json.dumps([list(violation) for violation in caught.value.violations], allow_nan=False)
+    assert len(answer) < 2_000
+    answer.encode()
+    str(caught.value).encode()
+
+
+def test_a_patch_keeps_nulls(movielens):
+    assert movielens.validate_item({"year": None, "genre": [], "title": "x"}, partial=True) == {
+        "year": None,
+        "genre": None,
+        "title": "x",
+    }
+
+
+def test_a_bad_write_names_every_violation(movielens):
+    with pytest.raises(SchemaViolation) as caught:
+        movielens.validate_item({"titel": "x", "a/b~": 1, "genre": ["ok", 5], "year": True, "title": "fine"})
+    found = {violation.pointer: violation for violation in caught.value.violations}
+    assert set(found) == {"/titel", "/a~1b~0", "/genre/1", "/year"}
+    assert 'did you mean "title"?' in found["/titel"].expected
+    assert found["/genre/1"].value == 5
+    assert "integer" in found["/year"].expected
+    assert "/genre/1: 5: expected" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ('"keyword_list"', '"keywordlist"', ["items.attributes.genre.type", '"keywordlist"', '"keyword_list"?']),
+        (
+            "filter = true, model = true }\nyear",
+            "fliter = true }\nyear",
+            ["items.attributes.genre.fliter", '"filter"?'],
+        ),
+        ("half_lives", "half_live", ["signals.half_lives: missing", "signals.half_live", '"half_lives"?']),
+        ('name = "movielens-100k"', "", ["name: missing"]),
+        ("[retrieval]", "[retreival]", ["retreival", '"retrieval"?']),
+        ('positive = "like"', 'positive = "likes"', ["retrieval.positive", '"likes"', "watch, like, love", '"like"?']),
+        ('tasks = ["watch", "like", "love"]', "tasks = []", ["ranking.tasks = []", "at least one"]),
+        ("love = 0.5", "loves = 0.5", ["ranking.value", '"loves"', '"love"?']),
+        ("love = 0.5", "love = nan", ["ranking.value.love", "finite"]),
+        ('"30d"', '"30 days"', ["signals.half_lives", '"30 days"', '"7d"']),
+        ('"30d"', '"168h"', ["signals.half_lives", "the same as", '"7d"']),
+        ('actions = ["watch", "like"]', 'actions = ["like", "like"]', ["signals.actions", "twice"]),
+        ('title = "title"', 'title = "genre"', ["items.title", '"genre"']),
+        ("min_value = 4 ", 'min_value = "4" ', ["actions.like.min_value", '"4"']),
+        ("min_value = 4 ", "min_value = 4, max_value = 3 ", ["actions.like.min_value", "at most 3"]),
+        ("history_length = 100", "history_length = 0", ["ranking.history_length = 0"]),
+        ("history_length = 100", "history_length = true", ["ranking.history_length = true"]),
+        ('ts_unit = "ms"', 'ts_unit = "us"', ["events.ts_unit", '"us"', "auto, iso, s, ms"]),
+        ('ts_unit = "ms"', 'ts = "value"', ["events.ts", "taken by events.value"]),
+        ('{ type = "text", model', '{ type = "text", filter = true, model', ["items.attributes.title.filter"]),
+        ("age = { type", "age = { filter = true, type", ["users.attributes.age.filter", "only items"]),
+        ('zip_code = { type = "keyword"', 'zip_code = { type = "keyword", column = "age"', ["zip_code.column", "age"]),
+        ("year = {", '"the year" = {', ["items.attributes.the year"]),
+        ("year = {", "item_id = {", ["items.attributes.item_id"]),
+        ("[items]", "[items", ["is not TOML", "line"]),
+    ],
+)
+def test_mistakes_are_told_with_file_key_value_and_expectation(tmp_path, old, new, expected):
+    assert old in TEXT
+    path = tmp_path / "films.toml"
+    path.write_text(TEXT.replace(old, new), encoding="utf-8")
+    with pytest.raises(DatasetError) as caught:
+        Dataset.load(path)
+    message = str(caught.value)
+    assert message.startswith(f"{path}: ")
+    for part in expected:
+        assert part in message
+    assert "pydantic" not in message
+
+
+def test_several_mistakes_are_told_at_once():
+    broken = TEXT.replace('positive = "like"', 'positive = "x"').replace("love = 0.5", "lov = 0.5")
+    with pytest.raises(DatasetError) as caught:
+        Dataset.parse(broken, source="films.toml")
+    assert [problem.key for problem in caught.value.problems] == ["retrieval.positive", "ranking.value"]
+
+
+def test_a_missing_file_and_one_that_is_no_text(tmp_path):
+    with pytest.raises(DatasetError, match=r"none\.toml: cannot be read"):
+        Dataset.load(tmp_path / "none.toml")
+    (tmp_path / "latin.toml").write_bytes(b'name = "\xff"')
+    with pytest.raises(DatasetError, match="is not UTF-8"):
+        Dataset.load(tmp_path / "latin.toml")
+
+
+def test_thirty_three_actions_are_too_many():
+    lines = "".join(f'a{number} = {{ event = "e" }}\n' for number in range(30))
+    with pytest.raises(DatasetError, match="actions"):
+        Dataset.parse(TEXT.replace("[actions]\n", "[actions]\n" + lines))
+
+
+def test_a_description_does_not_change(movielens):
+    with pytest.raises(ValidationError):
+        movielens.name = "other"
+
+
+def test_users_and_events_may_be_left_out():
+    start, stop = TEXT.index("[users]"), TEXT.index("# Order matters")
+    dataset = Dataset.parse(TEXT[:start] + TEXT[stop:])
+    assert dataset.validate_user({}) == {}
+    assert dataset.events.ts_unit == "auto"
+    with pytest.raises(SchemaViolation, match="none"):
+        dataset.validate_user({"age": 1})
+
+
+@pytest.mark.parametrize(
+    ("text", "milliseconds"),
+    [("90s", 90_000), ("30m", 1_800_000), ("12h", 43_200_000), ("2w", 1_209_600_000), ("all", None)],
+)
+def test_half_lives(text, milliseconds):
+    assert parse_half_life(text) == milliseconds
+
+
+@pytest.mark.parametrize("text", ["", "d", "0d", "-1d", "1.5d", "1y", "ALL", "1 d"])
+def test_other_half_lives_are_refused(text):
+    with pytest.raises(ValueError, match="half-life"):
+        parse_half_life(text)
+
+
+def test_available_from_must_be_a_timestamp() -> None:
+    text = (Path(__file__).parents[2] / "configs" / "movielens.toml").read_text()
+    wrong = text.replace('available_from = "released"', 'available_from = "relesed"')
+    with pytest.raises(DatasetError) as caught:
+        Dataset.parse(wrong, "here.toml")
+    (problem,) = caught.value.problems
+    assert (problem.key, problem.value) == ("items.available_from", "relesed")
+    assert "released" in problem.expected
