@@ -15,6 +15,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "0")
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 if TYPE_CHECKING:
     from services.settings import Settings
@@ -188,30 +189,36 @@ def load(config: Path | None, *, host: str | None = None, port: int | None = Non
 @contextmanager
 def reported() -> Iterator[None]:
     """Errors that a person can mend become one message and exit status 2; anything else keeps its traceback."""
-    from index.snapshot import SnapshotError
+    try:
+        yield
+    except Exception as error:
+        if not isinstance(error, _mendable()):
+            raise
+        errors.print(Text.assemble(("error: ", "bold red"), str(error)), soft_wrap=True)
+        raise typer.Exit(2) from None
+
+
+def _mendable() -> tuple[type[Exception], ...]:
+    # Imported only when something went wrong: most of them live beside torch.
     from services.dataset import DatasetError
     from services.downloads import DownloadError
     from services.importing import ImportFileError
+    from services.movielens import MovieLensError
     from services.platform import PlatformError
     from services.settings import SettingsError
     from services.storage.errors import StorageError
     from services.training.data import NothingToTrainOn
 
-    mendable = (
+    return (
         DatasetError,
         DownloadError,
         ImportFileError,
+        MovieLensError,
         NothingToTrainOn,
         PlatformError,
         SettingsError,
-        SnapshotError,
         StorageError,
     )
-    try:
-        yield
-    except mendable as error:
-        errors.print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True)
-        raise typer.Exit(2) from None
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pyarrow.compute as pc
 from rich.console import Console
 from rich.table import Table
 
@@ -17,7 +18,7 @@ from services.app import make_logger
 from services.bars import Bars
 from services.clock import Clock
 from services.dataset import Dataset
-from services.folder import job_storage, load_clock, save_clock
+from services.folder import has_clock, job_storage, save_clock
 from services.importing.report import ImportReport
 from services.importing.run import import_file, show_report
 from services.movielens import prepare_movielens
@@ -49,7 +50,15 @@ def prepare(settings: Settings, data: Path | None, console: Console) -> None:
     with job_storage(settings, "demo") as storage:
         _import(storage, dataset, data, console)
         _train(storage, dataset, console)
-        _index(storage, dataset, settings)
+        if not has_clock(settings.data_dir):
+            # The films were rated in 1997 and 1998. The platform's clock starts where the data ends, or everything
+            # would be decades out of date.
+            newest_ms = pc.max(storage.archive.load()["ts_ms"]).as_py()
+            save_clock(settings.data_dir, Clock.starting_at(newest_ms + 1000))
+    if not index_folder(settings.data_dir).exists():
+        # Opened anew, for the clock.
+        with job_storage(settings, "demo") as storage:
+            _index(storage, dataset, settings)
     console.print(f"ready after {time.perf_counter() - started:.1f} s", highlight=False)
 
 
@@ -98,10 +107,6 @@ def _train(storage: Storage, dataset: Dataset, console: Console) -> None:
     if not kinds:
         return
     data = load_training_data(storage, schema)
-    assert data.window_ms is not None
-    # The films were rated in 1997 and 1998. The platform's clock starts where the data ends, or everything would be
-    # decades out of date.
-    save_clock(storage.data_dir, Clock.starting_at(data.window_ms[1] + 1000))
     with Bars(console) as bars:
         train(data, storage.artifacts, kinds, bars)
 
@@ -113,12 +118,8 @@ def _is_current(storage: Storage, kind: str, schema_hash: str) -> bool:
 
 
 def _index(storage: Storage, dataset: Dataset, settings: Settings) -> None:
-    """Build the index and write its first snapshot, unless there is one."""
-    folder = index_folder(storage.data_dir)
-    if folder.exists():
-        return
+    """Build the index and write its first snapshot."""
     schema = dataset.feature_schema()
-    storage.clock = load_clock(storage.data_dir)
     engine = load_retrieval(
         storage,
         RetrievalModel.load(storage.artifacts.open(RETRIEVAL).folder, schema),
@@ -129,7 +130,7 @@ def _index(storage: Storage, dataset: Dataset, settings: Settings) -> None:
         num_threads=settings.retrieval.search_threads,
         logger=make_logger("warning"),
     )
-    engine.snapshot(folder)
+    engine.snapshot(index_folder(storage.data_dir))
 
 
 def _lines_to_try(url: str) -> list[str]:

@@ -15,10 +15,16 @@ from services.storage.storage import Storage
 _CLOCK = "clock.json"
 
 
+def has_clock(data_dir: Path) -> bool:
+    """Whether `save_clock` was called for the folder."""
+    return (data_dir / _CLOCK).exists()
+
+
 def load_clock(data_dir: Path) -> Clock:
     """Return the folder's clock: the machine's, unless `save_clock` was called."""
-    path = data_dir / _CLOCK
-    return Clock(int(json.loads(path.read_text())["offset_ms"])) if path.exists() else Clock()
+    if not has_clock(data_dir):
+        return Clock()
+    return Clock(int(json.loads((data_dir / _CLOCK).read_text())["offset_ms"]))
 
 
 def save_clock(data_dir: Path, clock: Clock) -> None:
@@ -38,6 +44,7 @@ def job_storage(settings: Settings, role: str) -> Iterator[Storage]:
         data_dir=settings.data_dir,
         redis_url=settings.redis_url,
         role=role,
+        own_if_free=True,
         clock=load_clock(settings.data_dir),
         timeout_ms=settings.redis_timeout_ms,
     )

@@ -74,6 +74,10 @@ _EVENT_FIELDS: list[pa.Field[Any]] = [
 Row = Mapping[str, Any]
 
 
+class MovieLensError(ValueError):
+    """What was given as MovieLens 100k is not; the message says what was expected."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MovieLensFiles:
     """Where the three files are, where they came from, and the licence line to show."""
@@ -96,7 +100,7 @@ def prepare_movielens(
 
     data: the pinned wheel, a folder or zip of the official ml-100k, or a folder with the three files, which
     are then used where they are; None downloads the wheel into `cache` (default: the user's cache folder).
-    Raises DownloadError where the download fails, ValueError where `data` is none of these.
+    Raises DownloadError where the download fails, MovieLensError where `data` is none of these.
     """
     if data is not None and all((data / f"{name}.parquet").is_file() for name in TABLES):
         return _files(data, str(data))
@@ -144,10 +148,10 @@ def _official_members(data: Path) -> dict[str, bytes]:
             names = {Path(name).name: name for name in archive.namelist()}
             found = {file: archive.read(names[file]) for file in _OFFICIAL_FILES.values() if file in names}
     else:
-        raise ValueError(f"{data}: {'not a zip or a folder' if data.exists() else 'no such file or folder'}")
+        raise MovieLensError(f"{data}: {'not a zip or a folder' if data.exists() else 'no such file or folder'}")
     missing = [file for file in _OFFICIAL_FILES.values() if file not in found]
     if missing:
-        raise ValueError(
+        raise MovieLensError(
             f"{data}: no {', '.join(missing)} in it; expected the official ml-100k (u.data, u.item, u.user), "
             f"the wheel of {PACKAGED_DATA['ml-100k'].requirement}, or a folder with "
             "items.parquet, users.parquet and events.parquet"
@@ -186,7 +190,7 @@ def _split(content: bytes, file: str, separator: str, columns: Sequence[str]) ->
             continue
         cells = line.rstrip("\r").split(separator)
         if len(cells) != len(columns):
-            raise ValueError(f"{file} line {number}: {len(cells)} fields, expected {len(columns)}")
+            raise MovieLensError(f"{file} line {number}: {len(cells)} fields, expected {len(columns)}")
         rows.append(dict(zip(columns, cells, strict=True)))
     return rows
 
@@ -195,7 +199,7 @@ def _number(text: str, file: str, column: str) -> int:
     try:
         return int(text)
     except ValueError:
-        raise ValueError(f"{file}: {column} is {text!r}, expected a whole number") from None
+        raise MovieLensError(f"{file}: {column} is {text!r}, expected a whole number") from None
 
 
 def _tables(items: Iterable[Row], users: Iterable[Row], events: Iterable[Row]) -> dict[str, pa.Table]:

@@ -5,11 +5,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from models.evaluate import dcg_at, ndcg_at, recall_at
 from numpy.typing import NDArray
 
 from index.attributes import AttributeSchema
@@ -17,6 +16,7 @@ from index.config import IndexConfig
 from index.live import LiveIndex
 from models.data.events import EventCursor, EventTable
 from models.data.items import ItemTable
+from models.evaluate import dcg_at, ndcg_at, recall_at
 from models.ranking.model import RankingModel
 from models.retrieval.model import RetrievalModel
 from services.ranking.engine import RankingEngine
@@ -27,11 +27,7 @@ from services.training.data import TrainingData
 from services.training.jobs import StageProgress, fit_ranking, fit_retrieval
 
 CUTOFFS = (10, 50, 100)
-METRICS: Mapping[str, Callable[[NDArray[np.int64], NDArray[np.int64], int], float]] = {
-    "recall": recall_at,
-    "ndcg": ndcg_at,
-    "dcg": dcg_at,
-}
+METRICS = ("recall", "ndcg", "dcg")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,9 +175,11 @@ class _World:
             )
             for system, answer in compared.items():
                 ranked = answer(asked)
-                for metric, measure in METRICS.items():
-                    for k in CUTOFFS:
-                        values[system][f"{metric}@{k}"][row] = measure(ranked, request.relevant, k)
+                hit = np.isin(ranked, request.relevant)
+                for k in CUTOFFS:
+                    values[system][f"recall@{k}"][row] = recall_at(hit, len(request.relevant), k)
+                    values[system][f"ndcg@{k}"][row] = ndcg_at(hit, len(request.relevant), k)
+                    values[system][f"dcg@{k}"][row] = dcg_at(hit, k)
             if progress is not None:
                 progress(name, row + 1, len(requests), {})
         return Scores(requests, values)

@@ -6,9 +6,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
-from models.evaluate import Interval, cluster_bootstrap
 from numpy.typing import NDArray
 
+from models.evaluate import Interval, bootstrap_mean
 from services.replay.job import Replay, Scores
 
 SHOWN = ("recall@10", "ndcg@10", "dcg@10", "recall@50", "recall@100")
@@ -81,11 +81,11 @@ def _table(scores: Scores, seed: int) -> list[str]:
     width = max(len(system) for system in intervals)
     lines = [f"  {'':{width}}  " + "  ".join(f"{metric:>20}" for metric in SHOWN)]
     for system, metrics in intervals.items():
-        cells = [f"{m.value:.3f} [{m.low:.3f}, {m.high:.3f}]" for m in (metrics[name] for name in SHOWN)]
+        cells = [f"{m.mean:.3f} [{m.low:.3f}, {m.high:.3f}]" for m in (metrics[name] for name in SHOWN)]
         lines.append(f"  {system:{width}}  " + "  ".join(f"{cell:>20}" for cell in cells))
     lines.append(f"  {COMPARED} minus, on the same requests (95 % interval):")
-    for system, metrics in _differences(scores, seed).items():
-        pairs = (metrics[name] for name in SHOWN)
+    for system, differences in _differences(scores, seed).items():
+        pairs = (differences[name] for name in SHOWN)
         cells = [f"{d['value']:+.3f} [{d['low']:+.3f}, {d['high']:+.3f}]" for d in pairs]
         lines.append(f"  {system:{width}}  " + "  ".join(f"{cell:>20}" for cell in cells))
     return lines
@@ -94,7 +94,7 @@ def _table(scores: Scores, seed: int) -> list[str]:
 def _intervals(scores: Scores, seed: int) -> dict[str, dict[str, Interval]]:
     users = _users_of(scores)
     return {
-        system: {metric: cluster_bootstrap(column, users, seed=seed) for metric, column in metrics.items()}
+        system: {metric: bootstrap_mean(column, clusters=users, seed=seed) for metric, column in metrics.items()}
         for system, metrics in scores.values.items()
         if scores.requests
     }
@@ -104,7 +104,7 @@ def _differences(scores: Scores, seed: int) -> dict[str, dict[str, dict[str, flo
     users, ours = _users_of(scores), scores.values.get(COMPARED, {})
     return {
         system: {
-            metric: _plain(cluster_bootstrap(ours[metric] - column, users, seed=seed))
+            metric: _plain(bootstrap_mean(ours[metric] - column, clusters=users, seed=seed))
             for metric, column in metrics.items()
         }
         for system, metrics in scores.values.items()
@@ -130,7 +130,7 @@ def _users(scores: Scores) -> set[int]:
 
 
 def _plain(interval: Interval) -> dict[str, float]:
-    return {"value": interval.value, "low": interval.low, "high": interval.high}
+    return {"value": interval.mean, "low": interval.low, "high": interval.high}
 
 
 def _instant(ts_ms: int) -> str:

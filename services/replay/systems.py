@@ -37,8 +37,9 @@ def systems(
 
     def by_signal(name: str) -> System:
         def answer(asked: Asked) -> NDArray[np.int64]:
-            found: NDArray[np.int64] = retrieval.index.search_signal(name, asked.k, None, asked.seen).keys[0]
-            return found[found != -1]
+            found = retrieval.index.search_signal(name, asked.k, None, asked.seen).keys[0]
+            keys: NDArray[np.int64] = found[found != -1]
+            return keys
 
         return answer
 

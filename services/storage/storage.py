@@ -75,6 +75,7 @@ class Storage:
         redis_url: str | None = None,
         dataset_key: str = "shortlist",
         role: str,
+        own_if_free: bool = False,
         clock: Clock | None = None,
         timeout_ms: int = DEFAULT_TIMEOUT_MS,
         start_timeout_ms: int = 120_000,
@@ -83,7 +84,8 @@ class Storage:
 
         With role "serve" this process owns the folder, and runs the embedded server. Any other role attaches to the
         server of a live owner, and owns the folder itself for as long as it is open where there is none; with
-        `redis_url` it needs no owner and does not own.
+        `redis_url` it needs no owner, and owns the folder only where `own_if_free` asks for it: jobs that write
+        archive or catalogue do.
         timeout_ms bounds every read and write; start_timeout_ms how long a server may take to replay its log.
 
         Raises DataFolderInUse (with the owner's pid and role), ServerStartFailed, StorageUnavailable.
@@ -99,6 +101,9 @@ class Storage:
                 lock = lock_or_socket
             else:
                 redis_url = socket_url(lock_or_socket)
+        elif own_if_free:
+            held = FolderLock.take(data_dir, role)
+            lock = held if isinstance(held, FolderLock) else None
         try:
             if redis_url is None:
                 server = EmbeddedServer(data_dir)

@@ -1,0 +1,179 @@
+"""The command line as a person uses it: real processes, real files."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from services.storage.server import EmbeddedServer
+from tests.services.films import write_ml_100k
+
+SHORTLIST = [sys.executable, "-m", "services.cli"]
+COMMANDS = ("demo", "serve", "import", "train", "replay", "health")
+
+
+def run(*arguments: str, data_dir: Path, expect: int = 0, **variables: str) -> str:
+    environment = os.environ | {"SHORTLIST_DATA_DIR": str(data_dir), "COLUMNS": "200"} | variables
+    done = subprocess.run([*SHORTLIST, *arguments], env=environment, capture_output=True, text=True, timeout=170)
+    output = done.stdout + done.stderr
+    assert done.returncode == expect, output
+    return output
+
+
+@pytest.fixture(scope="module")
+def demo_data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A data folder that `shortlist demo --once` has filled, and what it printed."""
+    folder = tmp_path_factory.mktemp("demo")
+    films = write_ml_100k(folder / "ml-100k.zip")
+    return folder / "data", run("demo", "--once", "--data", str(films), data_dir=folder / "data")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_suffices(command: str, tmp_path: Path) -> None:
+    text = run(command, "--help", data_dir=tmp_path)
+    assert "Usage" in text and len(text.splitlines()) > 5
+
+
+def test_demo_once_prints_titled_answers_with_timings(demo_data: tuple[Path, str]) -> None:
+    text = demo_data[1]
+    assert "research use" in text, "the licence is shown"
+    assert len(re.findall(r"Film \d+ \(\d{4}\)", text)) >= 20
+    assert re.search(r"hydrate [\d.]+ ms  retrieve [\d.]+ ms  rank [\d.]+ ms  arrange [\d.]+ ms  total [\d.]+ ms", text)
+    assert "degraded nothing" in text and "cold start True" in text and "similar to item 50" in text
+
+
+def test_a_second_demo_does_nothing_again(demo_data: tuple[Path, str]) -> None:
+    before = {path: path.stat().st_mtime_ns for path in (demo_data[0] / "artifacts").rglob("*") if path.is_file()}
+    text = run("demo", "--prepare", "--data", str(demo_data[0].parent / "ml-100k.zip"), data_dir=demo_data[0])
+    assert text.count("imported before") == 3 and "train" not in text
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+
+
+def test_import_reports_each_rejected_row_and_keeps_the_rest(demo_data: tuple[Path, str], tmp_path: Path) -> None:
+    data_dir = demo_data[0]
+    films = tmp_path / "more.csv"
+    films.write_text("item_id,title,year\nnew-1,A film,1999\nnew-2,Another,soon\nnew-3,A third,2001\n")
+    text = run("import", "items", str(films), data_dir=data_dir, expect=1)
+    assert "3 rows, 2 items imported, 1 rejected" in text
+    assert "row 2, column 'year': 'soon'" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "variables", "message"),
+    [
+        (("serve",), {}, "there is no retrieval model"),
+        (("serve", "--only", "gatewy"), {}, "--only gatewy: expected some of gateway, retrieval, ranking, ingest"),
+        (("serve", "--only", "gateway"), {}, "SHORTLIST_RETRIEVAL__URL"),
+        (("serve",), {"SHORTLIST_GATWAY": "1"}, "unknown variable SHORTLIST_GATWAY"),
+        (("serve",), {"SHORTLIST_HTTP__PORT": "eighty"}, "SHORTLIST_HTTP__PORT"),
+        (("serve", "--config", "/nowhere.toml"), {}, "/nowhere.toml does not exist"),
+        (("train",), {}, "0 items and 0 events"),
+        (("import", "items", "/nowhere.csv"), {}, "/nowhere.csv"),
+        (("demo", "--data", "/nowhere.zip"), {}, "no such file or folder"),
+    ],
+)
+def test_errors_say_what_to_mend(
+    arguments: tuple[str, ...], variables: dict[str, str], message: str, tmp_path: Path
+) -> None:
+    text = run(*arguments, data_dir=tmp_path / "data", expect=2, **variables)
+    assert message in text and "Traceback" not in text
+
+
+def test_a_port_in_use_is_told_at_once(demo_data: tuple[Path, str]) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        text = run("serve", "--port", str(port), data_dir=demo_data[0], expect=2)
+    assert f"cannot listen on 127.0.0.1 port {port}" in text
+
+
+def test_replay_prints_every_system_with_intervals(demo_data: tuple[Path, str], tmp_path: Path) -> None:
+    out = tmp_path / "replay.json"
+    text = run("replay", "--test-share", "0.2", "--json", str(out), data_dir=demo_data[0])
+    for system in ("popularity", "recency popularity (like.7d)", "retrieval only", "retrieval + ranking"):
+        assert system in text
+    protocols = json.loads(out.read_text())["protocols"]
+    for name in ("sessions", "at the split"):
+        for metrics in protocols[name]["systems"].values():
+            for interval in metrics.values():
+                assert 0.0 <= interval["low"] <= interval["value"] <= interval["high"]
+
+
+@contextmanager
+def started(*arguments: str, data_dir: Path, log: Path, **variables: str) -> Iterator[str]:
+    """A `shortlist serve` process that is ready; yields its base URL."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = os.environ | {"SHORTLIST_DATA_DIR": str(data_dir)} | variables
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            [*SHORTLIST, *arguments, "--port", str(port)], env=environment, stdout=output, stderr=output
+        )
+        try:
+            url = f"http://127.0.0.1:{port}"
+            for _ in range(600):
+                assert process.poll() is None, log.read_text()
+                try:
+                    if httpx.get(f"{url}/readyz", timeout=2.0).status_code == 200:
+                        break
+                except httpx.TransportError:
+                    pass
+                time.sleep(0.1)
+            else:
+                raise AssertionError(f"not ready within 60 s: {log.read_text()}")
+            yield url
+        finally:
+            process.send_signal(signal.SIGINT)
+            process.wait(30)
+
+
+def test_the_services_run_as_processes_as_compose_starts_them(demo_data: tuple[Path, str], tmp_path: Path) -> None:
+    """The topology of docker-compose.yml: a Redis, `demo --prepare` once, then one process for each part."""
+    films = demo_data[0].parent / "ml-100k.zip"
+    data_dir = tmp_path / "data"
+    server = EmbeddedServer(tmp_path / "redis")
+    server.start(30_000)
+    try:
+        redis = {"SHORTLIST_REDIS_URL": server.url}
+        shutil.copytree(demo_data[0] / "artifacts", data_dir / "artifacts")  # the models of the first demo do
+        run("demo", "--prepare", "--data", str(films), data_dir=data_dir, **redis)
+        with ExitStack() as stack:
+            urls = {
+                part: stack.enter_context(
+                    started("serve", "--only", part, data_dir=data_dir, log=tmp_path / f"{part}.log", **redis)
+                )
+                for part in ("retrieval", "ranking", "ingest")
+            }
+            remotes = {f"SHORTLIST_{part.upper()}__URL": url for part, url in urls.items()}
+            gateway = stack.enter_context(
+                started(
+                    "serve", "--only", "gateway", data_dir=data_dir, log=tmp_path / "gateway.log", **redis, **remotes
+                )
+            )
+            client = stack.enter_context(httpx.Client(base_url=gateway, timeout=10.0))
+            new = {"attributes": {"title": "Brand new", "genre": ["Action"], "year": 1998}}
+            written = client.put("/v1/items/brand-new?wait_for=visible&timeout_ms=5000", json=new).json()
+            assert written["visible"] and written["durable"]
+            body = {"user_id": "7", "limit": 5, "filter": 'year = 1998 and genre = "Action"', "include": ["metadata"]}
+            answer = client.post("/v1/recommendations", json=body).json()
+            assert answer["degraded"] == []
+            assert [item["metadata"]["title"] for item in answer["items"]] == ["Brand new"]
+            assert len(client.get("/v1/users/7/recommendations?limit=5").json()["items"]) == 5
+            assert "ready" in run("health", gateway, data_dir=data_dir)
+    finally:
+        server.stop()
