@@ -1,0 +1,79 @@
+"""Attribute values by row: the columns of a schema, and the evaluation of filters over them.
+
+A column is written by one writer, only at rows that no reader can see, and read by any number of readers. A
+value without a plane is found by comparing the column itself, so every filter is exact. `grow` makes a larger
+copy and leaves the old column as it was, for the readers that still hold it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from index.attributes import AttributeSchema, Stored
+from index.bits import Rows, Words
+from index.code_column import CodeColumn
+from index.number_column import NumberColumn
+from index.tree import AllOf, And, AnyOf, Exists, Filter, NoneOf, Not, Or, Range
+
+Column = NumberColumn | CodeColumn
+
+
+class Columns:
+    """The columns of a schema, of one capacity."""
+
+    def __init__(self, schema: AttributeSchema, capacity: int) -> None:
+        self.schema = schema
+        self.by_name: dict[str, Column] = {
+            attribute.name: NumberColumn(attribute, capacity)
+            if attribute.type in ("int", "float", "timestamp")
+            else CodeColumn(attribute, capacity)
+            for attribute in schema.attributes
+        }
+
+    def grow(self, capacity: int) -> Columns:
+        """A larger copy; this one stays as it is."""
+        grown = Columns(self.schema, 0)
+        grown.by_name = {name: column.grow(capacity) for name, column in self.by_name.items()}
+        return grown
+
+    def write(self, rows: Rows, items: Sequence[Sequence[Stored]]) -> None:
+        """Write each row's checked values, in schema order; what the rows held before is gone."""
+        for position, column in enumerate(self.by_name.values()):
+            column.write(rows, [values[position] for values in items])
+
+    def read(self, row: int) -> dict[str, object]:
+        """The row's attributes as the caller gave them; missing ones are absent."""
+        found: dict[str, object] = {}
+        for name, column in self.by_name.items():
+            value = column.read(row)
+            if value is not None:
+                found[name] = list(value) if isinstance(value, tuple) else value
+        return found
+
+    def evaluate(self, tree: Filter, num_words: int) -> Words:
+        """The plane of the rows that match. Rows never written count as rows without attributes.
+
+        Raises ValueError for an attribute that the schema does not have.
+        """
+        if isinstance(tree, (And, Or)):
+            words = self.evaluate(tree.children[0], num_words)
+            for child in tree.children[1:]:
+                other = self.evaluate(child, num_words)
+                words = words & other if isinstance(tree, And) else words | other
+            return words
+        if isinstance(tree, Not):
+            return ~self.evaluate(tree.child, num_words)
+        column = self.by_name.get(tree.field)
+        if column is None:
+            raise ValueError(f"filter on {tree.field!r}: the index has {list(self.by_name)}")
+        if isinstance(tree, AnyOf):
+            return column.any_of(tree.values, num_words)
+        if isinstance(tree, AllOf):
+            return column.all_of(tree.values, num_words)
+        if isinstance(tree, NoneOf):
+            return ~column.any_of(tree.values, num_words)
+        if isinstance(tree, Range):
+            return column.between(tree.bounds(), num_words)
+        assert isinstance(tree, Exists)
+        present = column.exists(num_words)
+        return present if tree.present else ~present

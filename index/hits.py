@@ -1,0 +1,23 @@
+"""What a search answers."""
+
+# B = queries, K = results asked for
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hits:
+    """The best items of each query, best first; ties go to the lower key."""
+
+    keys: NDArray[np.int64]  # [B,K]; -1 past the last match
+    scores: NDArray[np.float32]  # [B,K]; -inf past the last match; ordered as float64, rounded afterwards
+    exact: bool  # the hits are certified equal to a full-precision scan of every match
+    num_matched: int  # live items that the filter admits and `exclude` does not name
+    num_scanned: int  # codes read, over all queries
+    num_rescored: int  # float32 vectors read, over all queries
+    strategy: str  # "empty", "gather", "stream" or "column"

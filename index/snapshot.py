@@ -1,0 +1,331 @@
+"""Snapshots of an index: a folder of checksummed arrays, written beside the old ones and renamed into place.
+
+Layout and bytes: `index/FORMAT.md`.
+"""
+
+# M = items, D = dimensions, S = signals
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import IO, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from index.attributes import AttributeSchema
+from index.config import IndexConfig
+from index.rows import RowArrays
+from kernels.filtered_topk import Backend
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+_PREFIX, _PARTIAL = "snapshot-", ".partial-"
+_BLOCK_BYTES = 1 << 20
+_BLOCK_ROWS = 1 << 14
+
+
+class SnapshotError(Exception):
+    """A snapshot that could not be written, or a folder without a valid one.
+
+    skipped: each snapshot that was tried, with the reason it is not valid.
+    """
+
+    def __init__(self, message: str, skipped: tuple[tuple[str, str], ...] = ()) -> None:
+        super().__init__(message)
+        self.skipped = skipped
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SnapshotInfo:
+    """A snapshot on disk."""
+
+    path: Path
+    num_items: int
+    offsets: dict[str, str]  # stream -> id of the last entry inside
+    metadata: dict[str, object]  # what the caller gave
+    created_ms: int
+    size_bytes: int
+    skipped: tuple[tuple[str, str], ...] = ()  # newer snapshots that are not valid: (path, reason)
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What a snapshot holds, ready to be searched once its rows are marked live."""
+
+    arrays: RowArrays
+    num_items: int
+    offsets: dict[str, str]
+
+
+def write_snapshot(
+    folder: Path,
+    arrays: RowArrays,
+    rows: NDArray[np.int64],
+    signal_MS: NDArray[np.float64],
+    offsets: Mapping[str, str],
+    metadata: Mapping[str, object],
+) -> SnapshotInfo:
+    """Write the given rows as the folder's newest snapshot and remove those past the newest keep_snapshots.
+
+    Raises SnapshotError; then nothing new is left behind and the older snapshots are as they were.
+    """
+    try:
+        text = json.dumps(dict(metadata), allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"metadata: {error}, expected JSON values") from error
+    partial: Path | None = None
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        number = max((_number(path) for path in _list_snapshots(folder)), default=0) + 1
+        partial = folder / f"{_PARTIAL}{number:012d}"
+        for left_over in folder.glob(f"{_PARTIAL}*"):
+            shutil.rmtree(left_over)
+        partial.mkdir()
+        files = {name: _write_array(partial / name, array) for name, array in _list_arrays(arrays, rows, signal_MS)}
+        manifest = {
+            "format_version": FORMAT_VERSION,
+            "created_ms": time.time_ns() // 1_000_000,
+            "num_items": int(rows.size),
+            "dim": arrays.config.dim,
+            "schema": arrays.config.schema.to_json(),
+            "schema_hash": arrays.config.schema.hash(),
+            "signals": list(arrays.config.signals),
+            "keep_snapshots": arrays.config.keep_snapshots,
+            "has_mean": arrays.has_mean,
+            "offsets": dict(offsets),
+            "metadata": json.loads(text),
+            "files": files,
+        }
+        _write_manifest(partial / MANIFEST, manifest)
+        _sync_folder(partial)
+        path = folder / f"{_PREFIX}{number:012d}"
+        partial.rename(path)
+        _sync_folder(folder)
+    except OSError as error:
+        if partial is not None:
+            shutil.rmtree(partial, ignore_errors=True)
+        kept = [path.name for path in _list_snapshots(folder)] if folder.is_dir() else []
+        raise SnapshotError(f"snapshot in {folder} not written: {error}; still there: {kept}") from error
+    _prune(folder, arrays.config.keep_snapshots)
+    return _describe(path, manifest)
+
+
+def load_newest(folder: Path, backend: Backend, num_threads: int | None) -> tuple[Stored, SnapshotInfo]:
+    """The newest valid snapshot. Raises SnapshotError where there is none."""
+    skipped: list[tuple[str, str]] = []
+    for path in _list_snapshots(folder) if folder.is_dir() else []:
+        try:
+            manifest = _read_manifest(path / MANIFEST)
+            stored = _load(path, manifest, backend, num_threads)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            skipped.append((str(path), f"{type(error).__name__}: {error}"))
+            continue
+        return stored, replace(_describe(path, manifest), skipped=tuple(skipped))
+    reasons = "; ".join(f"{path}: {reason}" for path, reason in skipped) or "the folder holds none"
+    raise SnapshotError(f"no valid snapshot in {folder}: {reasons}", tuple(skipped))
+
+
+def _list_snapshots(folder: Path) -> list[Path]:
+    """Newest first."""
+    return sorted((path for path in folder.iterdir() if _number(path) and path.is_dir()), key=_number, reverse=True)
+
+
+def _number(path: Path) -> int:
+    digits = path.name.removeprefix(_PREFIX)
+    return int(digits) if path.name.startswith(_PREFIX) and digits.isascii() and digits.isdigit() else 0
+
+
+def _prune(folder: Path, keep: int) -> None:
+    for path in _list_snapshots(folder)[keep:]:
+        try:
+            shutil.rmtree(path)
+        except OSError as error:
+            raise SnapshotError(f"the new snapshot is written, but {path} could not be removed: {error}") from error
+
+
+def _describe(path: Path, manifest: Mapping[str, object]) -> SnapshotInfo:
+    return SnapshotInfo(
+        path=path,
+        num_items=_field(manifest, "num_items", int),
+        offsets=_field(manifest, "offsets", dict),
+        metadata=_field(manifest, "metadata", dict),
+        created_ms=_field(manifest, "created_ms", int),
+        size_bytes=sum(each.stat().st_size for each in path.iterdir()),
+    )
+
+
+# Arrays
+
+
+def _list_arrays(
+    arrays: RowArrays, rows: NDArray[np.int64], signal_MS: NDArray[np.float64]
+) -> Iterable[tuple[str, tuple[np.dtype[np.generic], tuple[int, ...], Iterable[NDArray[np.generic]]]]]:
+    """(file name, (dtype, shape, blocks)), a block at a time so that no second copy of the vectors exists."""
+
+    def whole(array: NDArray[np.generic]) -> tuple[np.dtype[np.generic], tuple[int, ...], list[NDArray[np.generic]]]:
+        return array.dtype, array.shape, [array]
+
+    vector_ND = arrays.vector_ND
+    blocks = (vector_ND[rows[first : first + _BLOCK_ROWS]] for first in range(0, rows.size, _BLOCK_ROWS))
+    yield "keys.npy", whole(arrays.key_N[rows])
+    yield "vectors.npy", (vector_ND.dtype, (rows.size, vector_ND.shape[1]), blocks)
+    yield "mean.npy", whole(arrays.codes.mean_D)
+    yield "signals.npy", whole(signal_MS)
+    for position, column in enumerate(arrays.columns.by_name.values()):
+        for part, array in column.export(rows).items():
+            yield f"attribute-{position:03d}-{part}.npy", whole(array)
+
+
+class _HashingFile:
+    """Writes, counts and hashes."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.sha256 = hashlib.sha256()
+        self.num_bytes = 0
+
+    def write(self, data: bytes | memoryview) -> int:
+        self._file.write(data)
+        self.sha256.update(data)
+        self.num_bytes += len(data)
+        return len(data)
+
+
+def _write_array(
+    path: Path, source: tuple[np.dtype[np.generic], tuple[int, ...], Iterable[NDArray[np.generic]]]
+) -> dict[str, object]:
+    """Write a .npy file and flush it to the disk; its size and checksum."""
+    dtype, shape, blocks = source
+    with path.open("xb") as file:
+        hashing = _HashingFile(file)
+        header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(hashing, header)
+        for block in blocks:
+            if block.size:
+                hashing.write(np.ascontiguousarray(block).data.cast("B"))
+        file.flush()
+        os.fsync(file.fileno())
+    return {"bytes": hashing.num_bytes, "sha256": hashing.sha256.hexdigest()}
+
+
+def _read_array(path: Path, expected: Mapping[str, object]) -> NDArray[np.generic]:
+    """The array, after its size and checksum were found right; ValueError otherwise."""
+    size = path.stat().st_size
+    if size != expected["bytes"]:
+        raise ValueError(f"{path.name} has {size} bytes, expected {expected['bytes']}")
+    sha256 = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK_BYTES):
+            sha256.update(block)
+        if sha256.hexdigest() != expected["sha256"]:
+            raise ValueError(f"{path.name} has sha256 {sha256.hexdigest()}, expected {expected['sha256']}")
+        file.seek(0)
+        array: NDArray[np.generic] = np.lib.format.read_array(file, allow_pickle=False)
+    return array
+
+
+def _load(path: Path, manifest: dict[str, object], backend: Backend, num_threads: int | None) -> Stored:
+    if manifest["format_version"] != FORMAT_VERSION:
+        raise ValueError(f"format version {manifest['format_version']!r}, expected {FORMAT_VERSION}")
+    num_items, dim = _field(manifest, "num_items", int), _field(manifest, "dim", int)
+    schema = AttributeSchema.from_json(_field(manifest, "schema", list))
+    if schema.hash() != manifest["schema_hash"]:
+        raise ValueError("the schema does not have the hash in the manifest")
+    config = IndexConfig(
+        dim=dim,
+        schema=schema,
+        signals=tuple(_field(manifest, "signals", list)),
+        capacity=max(1, num_items + num_items // 8),
+        keep_snapshots=_field(manifest, "keep_snapshots", int),
+        backend=backend,
+        num_threads=num_threads,
+    )
+    files = _field(manifest, "files", dict)
+    found = {name: _read_array(path / name, expected) for name, expected in files.items()}
+    arrays = RowArrays(config, config.capacity)
+    _fill(arrays, found, num_items)
+    arrays = arrays.with_mean(_mean(found, dim), num_items)
+    arrays.has_mean = _field(manifest, "has_mean", bool)
+    return Stored(arrays, num_items, _field(manifest, "offsets", dict))
+
+
+def _fill(arrays: RowArrays, found: Mapping[str, NDArray[np.generic]], num_items: int) -> None:
+    for name, target in (
+        ("keys.npy", arrays.key_N[:num_items]),
+        ("vectors.npy", arrays.vector_ND[:num_items]),
+        ("signals.npy", arrays.signal_SN[:, :num_items].T),
+    ):
+        if found[name].shape != target.shape or found[name].dtype != target.dtype:
+            raise ValueError(
+                f"{name} holds {found[name].dtype}{list(found[name].shape)}, expected {list(target.shape)}"
+            )
+        target[:] = found[name]
+    for position, column in enumerate(arrays.columns.by_name.values()):
+        start = f"attribute-{position:03d}-"
+        parts = {name.removeprefix(start)[:-4]: found[name] for name in found if name.startswith(start)}
+        column.load(parts, num_items)
+
+
+def _mean(found: Mapping[str, NDArray[np.generic]], dim: int) -> NDArray[np.float32]:
+    mean_D = found["mean.npy"]
+    if mean_D.shape != (dim,) or mean_D.dtype != np.float32:
+        raise ValueError(f"mean.npy holds {mean_D.dtype}{list(mean_D.shape)}, expected float32[{dim}]")
+    return mean_D.astype(np.float32)
+
+
+# Manifest
+
+T = TypeVar("T")
+
+
+def _field(manifest: Mapping[str, object], name: str, kind: type[T]) -> T:
+    value = manifest[name]
+    if not isinstance(value, kind):
+        raise ValueError(f"manifest {name!r}: {value!r}, expected {kind.__name__}")
+    return value
+
+
+def _write_manifest(path: Path, manifest: Mapping[str, object]) -> None:
+    """{"manifest": ..., "sha256": checksum of the canonical text of "manifest"}, on one canonical line."""
+    body = _canonical(manifest)
+    with path.open("xb") as file:
+        file.write(_sealed(body))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _read_manifest(path: Path) -> dict[str, object]:
+    """ValueError unless the file is byte for byte what `_write_manifest` writes for its content."""
+    raw = path.read_bytes()
+    try:
+        document = json.loads(raw)
+    except ValueError as error:
+        raise ValueError(f"{path.name} is not JSON: {error}") from error
+    manifest = document.get("manifest") if isinstance(document, dict) else None
+    if not isinstance(manifest, dict) or raw != _sealed(_canonical(manifest)):
+        raise ValueError(f"{path.name} does not have the checksum it names")
+    return manifest
+
+
+def _sealed(body: bytes) -> bytes:
+    return b'{"manifest":%s,"sha256":"%s"}\n' % (body, hashlib.sha256(body).hexdigest().encode())
+
+
+def _canonical(manifest: Mapping[str, object]) -> bytes:
+    return json.dumps(manifest, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,112 @@
+"""Exact filtered top-k by inner product: the front of the op.
+
+# N = rows, D = dimensions, W = mask words = ceil(N / 64), K = results
+
+    best K of { (q . vector_i, key_i) : bit i of the mask is set }, score descending, then key ascending
+
+The score is the exact inner product of the float32 values, rounded once to float64. It does not depend on the
+order of summation, on the backend, on the strategy, or on which other rows exist.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kernels.codes import MAX_DIM, Codes
+
+Backend = Literal["auto", "cpu", "serial", "reference"]
+Strategy = Literal["stream", "gather"]
+
+
+class TopK(NamedTuple):
+    """The best rows of one query, best first; shorter than k where fewer rows match."""
+
+    row_K: NDArray[np.int64]
+    score_K: NDArray[np.float64]
+    num_scanned: int  # rows whose code was read
+    num_rescored: int  # rows whose float32 vector was read
+
+
+def filtered_topk(
+    query_D: NDArray[np.float32],
+    vector_ND: NDArray[np.float32],
+    codes: Codes,
+    key_N: NDArray[np.int64],
+    mask_W: NDArray[np.uint64],
+    k: int,
+    *,
+    strategy: Strategy = "stream",
+    backend: Backend = "auto",
+    num_threads: int | None = None,
+) -> TopK:
+    """The k best rows that the mask admits. Bit r % 64 of word r // 64 admits row r.
+
+    strategy: "stream" scans the int8 codes, drops what the error bound excludes and rescores the rest in full
+    precision; "gather" rescores every admitted row. Both give the same hits.
+    backend: "cpu" is compiled (numba) and uses up to `num_threads` threads of its own where the work is large;
+    "serial" is the same on the calling thread; "reference" is plain numpy; "auto" takes "cpu" where numba is
+    installed. Keys of admitted rows must differ from one another.
+
+    Raises ValueError for shapes or dtypes that do not fit, k < 1, or a query that is not finite.
+    """
+    _check(query_D, vector_ND, codes, key_N, mask_W, k)
+    if backend not in ("auto", "cpu", "serial", "reference"):
+        raise ValueError(f"backend {backend!r}: expected auto, cpu, serial or reference")
+    if strategy not in ("stream", "gather"):
+        raise ValueError(f"strategy {strategy!r}: expected stream or gather")
+    if backend == "auto":
+        backend = "cpu" if has_numba() else "reference"
+    if backend == "reference":
+        from kernels.reference.filtered_topk import filtered_topk as run_reference
+
+        return run_reference(query_D, vector_ND, key_N, mask_W, k)
+    from kernels.cpu.filtered_topk import filtered_topk as run_compiled
+
+    threads = 1 if backend == "serial" else num_threads
+    return run_compiled(query_D, vector_ND, codes, key_N, mask_W, k, strategy, threads)
+
+
+def has_numba() -> bool:
+    """Whether the compiled backends can run here."""
+    try:
+        import numba  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def _check(
+    query_D: NDArray[np.float32],
+    vector_ND: NDArray[np.float32],
+    codes: Codes,
+    key_N: NDArray[np.int64],
+    mask_W: NDArray[np.uint64],
+    k: int,
+) -> None:
+    if vector_ND.ndim != 2 or vector_ND.dtype != np.float32 or not vector_ND.flags.c_contiguous:
+        raise ValueError(f"vectors: {vector_ND.dtype}{list(vector_ND.shape)}, expected contiguous float32[N,D]")
+    num_rows, dim = vector_ND.shape
+    if not 1 <= dim <= MAX_DIM:
+        raise ValueError(f"{dim} dimensions, expected 1 to {MAX_DIM}")
+    if query_D.shape != (dim,) or query_D.dtype != np.float32:
+        raise ValueError(f"query: {query_D.dtype}{list(query_D.shape)}, expected float32[{dim}]")
+    if not np.isfinite(query_D).all():
+        raise ValueError("query: holds nan or inf, expected finite values")
+    if codes.code_ND.shape != vector_ND.shape or codes.code_ND.dtype != np.int8:
+        raise ValueError(f"codes: {codes.code_ND.dtype}{list(codes.code_ND.shape)}, expected int8[{num_rows},{dim}]")
+    if codes.scale_N.shape != (num_rows,) or codes.residual_N.shape != (num_rows,):
+        raise ValueError(f"scales and residuals: expected float32[{num_rows}] each")
+    if codes.mean_D.shape != (dim,):
+        raise ValueError(f"mean: {list(codes.mean_D.shape)}, expected float32[{dim}]")
+    if key_N.shape != (num_rows,) or key_N.dtype != np.int64:
+        raise ValueError(f"keys: {key_N.dtype}{list(key_N.shape)}, expected int64[{num_rows}]")
+    words = (num_rows + 63) // 64
+    if mask_W.shape != (words,) or mask_W.dtype != np.uint64:
+        raise ValueError(f"mask: {mask_W.dtype}{list(mask_W.shape)}, expected uint64[{words}]")
+    if num_rows % 64 and mask_W[-1] >> np.uint64(num_rows % 64):
+        raise ValueError(f"mask: admits rows past the last of {num_rows}")
+    if k < 1:
+        raise ValueError(f"k = {k}, expected at least 1")
