@@ -3,42 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-import signal
 import socket
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
 import pytest
 
 from services.storage.server import EmbeddedServer
-from tests.services.films import write_ml_100k
+from tests.services.processes import run, started
 
-SHORTLIST = [sys.executable, "-m", "services.cli"]
 COMMANDS = ("demo", "serve", "import", "train", "replay", "health")
-
-
-def run(*arguments: str, data_dir: Path, expect: int = 0, **variables: str) -> str:
-    environment = os.environ | {"SHORTLIST_DATA_DIR": str(data_dir), "COLUMNS": "200"} | variables
-    done = subprocess.run([*SHORTLIST, *arguments], env=environment, capture_output=True, text=True, timeout=170)
-    output = done.stdout + done.stderr
-    assert done.returncode == expect, output
-    return output
-
-
-@pytest.fixture(scope="module")
-def demo_data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A data folder that `shortlist demo --once` has filled, and what it printed."""
-    folder = tmp_path_factory.mktemp("demo")
-    films = write_ml_100k(folder / "ml-100k.zip")
-    return folder / "data", run("demo", "--once", "--data", str(films), data_dir=folder / "data")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -111,35 +88,6 @@ def test_replay_prints_every_system_with_intervals(demo_data: tuple[Path, str], 
         for metrics in protocols[name]["systems"].values():
             for interval in metrics.values():
                 assert 0.0 <= interval["low"] <= interval["value"] <= interval["high"]
-
-
-@contextmanager
-def started(*arguments: str, data_dir: Path, log: Path, **variables: str) -> Iterator[str]:
-    """A `shortlist serve` process that is ready; yields its base URL."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    environment = os.environ | {"SHORTLIST_DATA_DIR": str(data_dir)} | variables
-    with log.open("w") as output:
-        process = subprocess.Popen(
-            [*SHORTLIST, *arguments, "--port", str(port)], env=environment, stdout=output, stderr=output
-        )
-        try:
-            url = f"http://127.0.0.1:{port}"
-            for _ in range(600):
-                assert process.poll() is None, log.read_text()
-                try:
-                    if httpx.get(f"{url}/readyz", timeout=2.0).status_code == 200:
-                        break
-                except httpx.TransportError:
-                    pass
-                time.sleep(0.1)
-            else:
-                raise AssertionError(f"not ready within 60 s: {log.read_text()}")
-            yield url
-        finally:
-            process.send_signal(signal.SIGINT)
-            process.wait(30)
 
 
 def test_the_services_run_as_processes_as_compose_starts_them(demo_data: tuple[Path, str], tmp_path: Path) -> None:
