@@ -1,0 +1,321 @@
+"""Which objects a process has, in the order in which they need one another, and who knows whom."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Literal, get_args
+
+import structlog
+import torch
+from fastapi import APIRouter, FastAPI
+
+from models.data.items import ItemTable
+from models.data.schema import FeatureSchema
+from models.ranking.model import RankingModel
+from models.retrieval.model import RetrievalModel
+from services.app import Check, make_app
+from services.dataset import Dataset, parse_half_life
+from services.gateway.app import gateway_routers, problem_of
+from services.gateway.gateway import Gateway
+from services.gateway.questions import known_event_types
+from services.ingest.app import applied_router
+from services.ingest.appliers import (
+    apply_events_to_retrieval,
+    apply_items_to_ranking,
+    apply_items_to_retrieval,
+    apply_to_state,
+)
+from services.ingest.archiver import Archiver
+from services.ingest.client import IngestClient, LocalIngest, RemoteIngest
+from services.ingest.follower import Apply, Follower
+from services.ingest.signals import SignalKeeper
+from services.ingest.snapshots import Snapshots
+from services.metrics import Metrics
+from services.offsets import Progress
+from services.pipeline import Pipeline, Responder
+from services.ranking.app import ranking_router
+from services.ranking.client import LocalRanking, RankingClient, RemoteRanking
+from services.ranking.engine import RankingEngine
+from services.remote import Remote
+from services.retrieval.app import retrieval_router
+from services.retrieval.client import LocalRetrieval, RemoteRetrieval, RetrievalClient
+from services.retrieval.engine import Quotas, RetrievalEngine
+from services.retrieval.loading import index_folder, load_items, load_retrieval
+from services.schema import DependencyState
+from services.settings import Settings
+from services.stages.arrange import Arrange
+from services.stages.hydrate import Hydrate
+from services.stages.log import Log
+from services.stages.rank import Rank
+from services.stages.retrieve import Retrieve
+from services.storage.artifacts import Artifact
+from services.storage.consumer import CONSUMER as STATE_CONSUMER
+from services.storage.errors import StorageError
+from services.storage.storage import Storage
+from services.storage.streams import StreamName
+from services.visibility import Visibility, Wait
+from services.workers import Workers
+
+Part = Literal["gateway", "retrieval", "ranking", "ingest"]
+PARTS: tuple[Part, ...] = get_args(Part)
+
+
+class PlatformError(Exception):
+    """The platform cannot be built: what is missing, and what makes it."""
+
+
+class Assembly:
+    """Makes the objects of a platform in the order in which they need one another."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        parts: frozenset[Part],
+        dataset: Dataset,
+        storage: Storage,
+        logger: structlog.typing.FilteringBoundLogger,
+    ) -> None:
+        self.settings = settings
+        self.parts = parts
+        self.dataset = dataset
+        self.storage = storage
+        self.logger = logger
+        self.schema: FeatureSchema = dataset.feature_schema()
+        self.attributes = dataset.attribute_schema()
+        self.metrics = Metrics()
+        self.engine_workers = Workers(settings.pipeline.engine_workers, "engine")
+        self.storage_workers = Workers(settings.pipeline.storage_workers, "storage")
+        self.workers = [self.engine_workers, self.storage_workers]
+        self.followers: list[Follower] = []
+        self.waits: dict[StreamName, list[Wait]] = {}
+        self.local_waits: dict[StreamName, list[Wait]] = {}
+        self.checks: dict[str, Check] = {"storage": self._check_storage}
+        self.routers: list[APIRouter] = []
+        self.remotes: list[Callable[[], Awaitable[None]]] = []
+        self.items = ItemTable(self.schema)
+        self.retrieval_engine: RetrievalEngine | None = None
+        self.ranking_engine: RankingEngine | None = None
+        self.retrieval: RetrievalClient | None = None
+        self.ranking: RankingClient | None = None
+        self.ingest: IngestClient | None = None
+        self.snapshots: Snapshots | None = None
+        self.signals: SignalKeeper | None = None
+        self.archiver: Archiver | None = None
+        self.log: Log | None = None
+        if parts & {"retrieval", "ranking"}:
+            torch.set_num_threads(settings.ranking.torch_threads)
+        if "retrieval" in parts:
+            self._build_retrieval()
+        if "ranking" in parts:
+            self._build_ranking()
+        if "ingest" in parts:
+            self._build_ingest()
+        self._build_local_waits()
+        if "gateway" in parts:
+            self._build_gateway()
+        self.app = self._build_app()
+
+    def _build_retrieval(self) -> None:
+        settings = self.settings.retrieval
+        model = RetrievalModel.load(self._artifact("retrieval").folder, self.schema)
+        half_life_ms = parse_half_life(settings.recent_half_life)
+        assert half_life_ms is not None
+        engine = load_retrieval(
+            self.storage,
+            model,
+            self.schema,
+            self.attributes,
+            items=self.items,
+            quotas=Quotas(
+                popular=settings.popular_share,
+                recent=settings.recent_share,
+                recent_half_life_ms=half_life_ms,
+            ),
+            num_threads=settings.search_threads,
+            logger=self.logger,
+        )
+        engine.warm_up(self.storage.clock.now_ms(), settings.num_candidates)
+        offsets = engine.index.offsets
+        items = self._follow("retrieval-items", "items", offsets["items"], apply_items_to_retrieval(engine))
+        events = self._follow(
+            "retrieval-events",
+            "events",
+            offsets["events"],
+            apply_events_to_retrieval(engine, self.schema, self.storage.clock),
+            behind=items,
+        )
+        progress: dict[StreamName, Progress] = {"items": items.progress, "events": events.progress}
+        self.retrieval_engine = engine
+        self.retrieval = LocalRetrieval(engine, self.engine_workers, progress)
+        self.routers.append(retrieval_router(engine, self.engine_workers))
+        self.metrics.watch("index_items", "Items in the index", lambda: float(engine.index.num_items))
+        self.snapshots = Snapshots(
+            engine,
+            index_folder(self.settings.data_dir),
+            self.storage.streams,
+            interval_s=self.settings.ingest.snapshot_interval_s,
+            trim_streams=self.settings.ingest.trim_streams,
+            metrics=self.metrics,
+            logger=self.logger,
+        )
+        self._check_thread("snapshots", self.snapshots.state)
+        self.signals = SignalKeeper(engine, self.storage, metrics=self.metrics, logger=self.logger)
+        self._check_thread("signals", self.signals.state)
+
+    def _build_ranking(self) -> None:
+        model = RankingModel.load(self._artifact("ranking").folder, self.schema)
+        engine = RankingEngine(model, self.items)
+        if self.retrieval_engine is None:
+            after = load_items(self.storage, self.items)
+            progress = self._follow("ranking-items", "items", after, apply_items_to_ranking(engine)).progress
+        else:  # one table for both engines: the retrieval follower keeps it up to date
+            progress = next(f.progress for f in self.followers if f.stream == "items")
+        engine.warm_up(self.storage.clock.now_ms())
+        self.ranking_engine = engine
+        self.ranking = LocalRanking(engine, self.engine_workers, progress)
+        self.routers.append(ranking_router(engine, self.engine_workers))
+
+    def _build_ingest(self) -> None:
+        consumer = self.storage.consumer(self.schema)
+        self.storage.streams.register("events", STATE_CONSUMER)
+        after = consumer.offset
+        follower = self._follow("state", "events", after, apply_to_state(consumer, self.schema, after))
+        self.ingest = LocalIngest(follower)
+        self.archiver = Archiver(
+            self.storage,
+            interval_s=self.settings.ingest.archive_interval_s,
+            metrics=self.metrics,
+            logger=self.logger,
+        )
+        self._check_thread("archive", self.archiver.state)
+
+    def _build_local_waits(self) -> None:
+        for follower in self.followers:
+            self.local_waits.setdefault(follower.stream, []).append(_wait_for(follower))
+        self.routers.append(applied_router(Visibility(self.local_waits)))
+
+    def _build_gateway(self) -> None:
+        settings = self.settings
+        self.retrieval = self.retrieval or RemoteRetrieval(self._remote("retrieval", settings.retrieval.url))
+        self.ranking = self.ranking or RemoteRanking(self._remote("ranking", settings.ranking.url))
+        self.ingest = self.ingest or RemoteIngest(self._remote("ingest", settings.ingest.url))
+        for name, client in (("retrieval", self.retrieval), ("ranking", self.ranking), ("ingest", self.ingest)):
+            self.checks[name] = client.state
+        items: list[Wait] = [self.retrieval.wait_applied, self.ranking.wait_applied]
+        events: list[Wait] = [self.retrieval.wait_applied, self.ingest.wait_applied]
+        visibility = Visibility({"items": items, "events": events})
+        if settings.pipeline.log_impressions:
+            self.log = Log(self.storage, self.metrics, self.logger)
+        gateway = Gateway(
+            settings=settings,
+            dataset=self.dataset,
+            schema=self.schema,
+            attributes=self.attributes,
+            storage=self.storage,
+            clock=self.storage.clock,
+            workers=self.storage_workers,
+            pipeline=self._pipeline(visibility),
+            responder=Responder(
+                weights=self.dataset.ranking.value,
+                tasks=self.schema.tasks,
+                signals=[signal.name for signal in self.schema.signals],
+                schema_hash=self.schema.hash(),
+            ),
+            retrieval=self.retrieval,
+            visibility=visibility,
+            log=self.log,
+            metrics=self.metrics,
+            logger=self.logger,
+            event_types=known_event_types(action.event for action in self.schema.actions),
+        )
+        self.routers = [*gateway_routers(gateway), *self.routers]
+
+    def _pipeline(self, visibility: Visibility) -> Pipeline:
+        assert self.retrieval is not None and self.ranking is not None
+        fallback_ms = self.settings.pipeline.fallback_ms
+        return Pipeline(
+            hydrate=Hydrate(self.storage, self.storage_workers, visibility),
+            retrieve=Retrieve(
+                self.retrieval,
+                self.storage,
+                self.storage_workers,
+                self.schema,
+                num_candidates=self.settings.retrieval.num_candidates,
+                fallback_ms=fallback_ms,
+            ),
+            rank=Rank(self.ranking, self.dataset.ranking.value),
+            arrange=Arrange(self.storage, self.storage_workers, fallback_ms=fallback_ms),
+        )
+
+    def _build_app(self) -> FastAPI:
+        @asynccontextmanager
+        async def lifespan() -> AsyncIterator[None]:
+            async with AsyncExitStack() as stack:
+                for close in self.remotes:
+                    stack.push_async_callback(close)
+                yield
+
+        return make_app(
+            title=f"Shortlist {' + '.join(part for part in PARTS if part in self.parts)}",
+            settings=self.settings.http,
+            api_key=self.settings.api_key,
+            routers=self.routers,
+            checks=self.checks,
+            metrics=self.metrics,
+            logger=self.logger,
+            mappers=[problem_of],
+            lifespan=lifespan,
+        )
+
+    def _follow(
+        self, name: str, stream: StreamName, after: str, apply: Apply, behind: Follower | None = None
+    ) -> Follower:
+        follower = Follower(
+            name,
+            stream,
+            streams=self.storage.streams,
+            after=after,
+            apply=apply,
+            batch_size=self.settings.ingest.batch_size,
+            metrics=self.metrics,
+            logger=self.logger,
+            behind=behind,
+        )
+        self.followers.append(follower)
+        self._check_thread(name, follower.state)
+        return follower
+
+    def _check_thread(self, name: str, state: Callable[[], DependencyState]) -> None:
+        async def check() -> DependencyState:
+            return state()
+
+        self.checks[f"follower {name}"] = check
+
+    async def _check_storage(self) -> DependencyState:
+        try:
+            elapsed_ms = await self.storage_workers.run(self.storage.ping_ms)
+        except StorageError as error:
+            return DependencyState(ready=False, detail=str(error))
+        return DependencyState(ready=True, detail=f"{elapsed_ms:.1f} ms, {self.storage.durability}")
+
+    def _remote(self, name: str, url: str | None) -> Remote:
+        assert url is not None
+        remote = Remote(name, url, self.settings.api_key)
+        self.remotes.append(remote.close)
+        return remote
+
+    def _artifact(self, kind: Literal["retrieval", "ranking"]) -> Artifact:
+        try:
+            return self.storage.artifacts.open(kind)
+        except KeyError:
+            raise PlatformError(
+                f"there is no {kind} model in {self.storage.artifacts.folder}; make one with `shortlist train`"
+            ) from None
+
+
+def _wait_for(follower: Follower) -> Wait:
+    async def wait(stream: StreamName, offset: str, timeout_ms: float) -> bool:
+        return await follower.progress.wait(offset, timeout_ms)
+
+    return wait

@@ -1,0 +1,128 @@
+"""The request in one screen: hydrate, retrieve, rank, arrange; log after the answer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from services.candidates import Candidates, Plan, source_names
+from services.query import Place, Query, Ranked, Slate, Trace
+from services.schema import (
+    Degraded,
+    Explanation,
+    FilterPlan,
+    RecommendationResponse,
+    RecommendedItem,
+    Served,
+    Timings,
+)
+from services.stages.arrange import Arrange
+from services.stages.hydrate import Hydrate
+from services.stages.rank import Rank
+from services.stages.retrieve import Retrieve
+
+
+class Pipeline:
+    """One question to one slate. Every stage has its share of the budget and its own fallback."""
+
+    def __init__(self, *, hydrate: Hydrate, retrieve: Retrieve, rank: Rank, arrange: Arrange) -> None:
+        self._hydrate = hydrate
+        self._retrieve = retrieve
+        self._rank = rank
+        self._arrange = arrange
+
+    async def run(self, query: Query, trace: Trace) -> Slate:
+        """Answer the query; what was replaced on the way is in `trace.degraded`.
+
+        Raises Problem: 503 where storage cannot even say the items' ids, 504 where no fallback was in time.
+        """
+        person = await self._hydrate(query, trace)
+        candidates = await self._retrieve(query, person, trace)
+        ranked = await self._rank(query, person, candidates, trace)
+        return await self._arrange(query, person, ranked, trace)
+
+
+class Responder:
+    """Turns a slate into the wire's answer."""
+
+    def __init__(
+        self,
+        *,
+        weights: Mapping[str, float],
+        tasks: Sequence[str],
+        signals: Sequence[str],
+        schema_hash: str,
+    ) -> None:
+        self._weights = weights
+        self._tasks = tasks
+        self._signals = signals
+        self._schema_hash = schema_hash
+
+    def respond(self, query: Query, slate: Slate, trace: Trace) -> RecommendationResponse:
+        """The whole answer."""
+        versions = {**slate.ranked.candidates.versions, **slate.ranked.versions}
+        laps = trace.watch.laps
+        return RecommendationResponse(
+            recommendation_id=slate.recommendation_id,
+            items=[self._item(query, slate, place, rank) for rank, place in enumerate(slate.places, start=1)],
+            served=self.served(versions),
+            degraded=[
+                Degraded(stage=stage, reason=failure.reason, used=used) for stage, failure, used in trace.degraded
+            ],
+            timings=Timings(
+                hydrate=laps.get("hydrate", 0.0),
+                retrieve=laps.get("retrieve", 0.0),
+                rank=laps.get("rank", 0.0),
+                arrange=laps.get("arrange", 0.0),
+                total=trace.watch.total_ms(),
+            ),
+            filter_plan=plan_on_wire(slate.ranked.candidates.plan),
+            cold_start=slate.person.cold,
+        )
+
+    def served(self, versions: Mapping[str, str]) -> Served:
+        """The versions on the wire; null for what had no part in the answer."""
+        return Served(
+            index=versions.get("index"),
+            retrieval_model=versions.get("retrieval_model"),
+            ranker=versions.get("ranker"),
+            calibrator=versions.get("calibrator"),
+            dataset_schema=self._schema_hash,
+        )
+
+    def _item(self, query: Query, slate: Slate, place: Place, rank: int) -> RecommendedItem:
+        ranked, row = slate.ranked, place.row
+        probabilities = self._probabilities(ranked, row)
+        candidates = ranked.candidates
+        return RecommendedItem(
+            id=place.id,
+            rank=rank,
+            score=float(ranked.scores[row]),
+            probabilities=probabilities if "scores" in query.include else None,
+            sources=source_names(int(candidates.sources[row])) if "sources" in query.include else None,
+            metadata=None if place.metadata is None else dict(place.metadata),
+            explanation=self._explain(candidates, row, probabilities) if query.explain else None,
+        )
+
+    def _probabilities(self, ranked: Ranked, row: int) -> dict[str, float] | None:
+        if ranked.probabilities is None:
+            return None
+        return dict(zip(self._tasks, ranked.probabilities[row].tolist(), strict=True))
+
+    def _explain(self, candidates: Candidates, row: int, probabilities: Mapping[str, float] | None) -> Explanation:
+        terms = {task: self._weights.get(task, 0.0) * value for task, value in (probabilities or {}).items()}
+        return Explanation(
+            retrieval_score=float(candidates.scores[row]),
+            value_terms=terms,
+            signals=dict(zip(self._signals, candidates.signals[row].tolist(), strict=True)),
+        )
+
+
+def plan_on_wire(plan: Plan) -> FilterPlan:
+    """How the filter was answered."""
+    return FilterPlan(
+        matched=plan.matched,
+        scanned=plan.scanned,
+        rescored=plan.rescored,
+        strategy=plan.strategy,
+        exact=plan.exact,
+    )

@@ -1,0 +1,130 @@
+"""How the pipeline reaches ranking: in this process or over HTTP, with the same answer."""
+
+# n = candidates, T = tasks
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.data.state import UserState
+from services.candidates import Candidates
+from services.frames import FrameError, pack, unpack
+from services.offsets import Progress
+from services.ranking.engine import RankingEngine
+from services.remote import Remote
+from services.schema import DependencyState
+from services.storage.streams import StreamName
+from services.user_frames import pack_user, unpack_user
+from services.workers import Workers
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ranking:
+    """Calibrated probabilities and who made them."""
+
+    probabilities: NDArray[np.float32]
+    """[n, T]."""
+    tasks: tuple[str, ...]
+    versions: dict[str, str]
+    """`ranker` and `calibrator`."""
+
+
+class RankingClient(Protocol):
+    """What the pipeline needs of ranking."""
+
+    async def rank(self, user: UserState, candidates: Candidates, now_ms: int, timeout_ms: float) -> Ranking: ...
+
+    async def wait_applied(self, stream: StreamName, offset: str, timeout_ms: float) -> bool: ...
+
+    async def state(self) -> DependencyState: ...
+
+    async def close(self) -> None: ...
+
+
+class LocalRanking:
+    """Ranking in this process."""
+
+    def __init__(self, engine: RankingEngine, workers: Workers, progress: Progress) -> None:
+        self.engine = engine
+        self._workers = workers
+        self._progress = progress
+
+    async def rank(self, user: UserState, candidates: Candidates, now_ms: int, timeout_ms: float) -> Ranking:
+        """Score in a worker thread; the caller's deadline bounds the wait."""
+        probabilities = await self._workers.run(self.engine.rank, user, candidates, now_ms)
+        return Ranking(probabilities=probabilities, tasks=self.engine.tasks, versions=self.engine.versions())
+
+    async def wait_applied(self, stream: StreamName, offset: str, timeout_ms: float) -> bool:
+        """Only items matter to ranking."""
+        return stream != "items" or await self._progress.wait(offset, timeout_ms)
+
+    async def state(self) -> DependencyState:
+        """Models in this process are ready once they are loaded."""
+        return DependencyState(ready=True, detail=f"in this process, model {self.engine.model.version}")
+
+    async def close(self) -> None:
+        """Nothing to let go of."""
+
+
+class RemoteRanking:
+    """Ranking in another process."""
+
+    def __init__(self, remote: Remote) -> None:
+        self._remote = remote
+
+    async def rank(self, user: UserState, candidates: Candidates, now_ms: int, timeout_ms: float) -> Ranking:
+        """One round trip; raises RemoteUnavailable, and TimeoutError past `timeout_ms`."""
+        body = pack_rank_call(user, candidates, now_ms)
+        return unpack_ranking(await self._remote.post_frame("/internal/rank", body, timeout_ms))
+
+    async def wait_applied(self, stream: StreamName, offset: str, timeout_ms: float) -> bool:
+        """Ask the other process to wait."""
+        return await self._remote.wait_applied(stream, offset, timeout_ms)
+
+    async def state(self) -> DependencyState:
+        """The other process's /readyz."""
+        return await self._remote.state()
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._remote.close()
+
+
+def pack_rank_call(user: UserState, candidates: Candidates, now_ms: int) -> bytes:
+    """The request of /internal/rank."""
+    arrays, meta = pack_user(user)
+    more_arrays, more_meta = candidates.to_frame()
+    return pack({**arrays, **more_arrays}, {**meta, **more_meta, "now_ms": now_ms})
+
+
+def unpack_rank_call(data: bytes) -> tuple[UserState, Candidates, int]:
+    """The reverse of `pack_rank_call`. Raises FrameError."""
+    arrays, meta = unpack(data)
+    now_ms = meta.get("now_ms")
+    if not isinstance(now_ms, int):
+        raise FrameError(f"now_ms is {now_ms!r}; expected an integer")
+    return unpack_user(arrays, meta), Candidates.from_frame(arrays, meta), now_ms
+
+
+def pack_ranking(ranking: Ranking) -> bytes:
+    """The answer of /internal/rank."""
+    meta: dict[str, Any] = {"tasks": list(ranking.tasks), "versions": ranking.versions}
+    return pack({"probabilities": ranking.probabilities.reshape(-1)}, meta)
+
+
+def unpack_ranking(data: bytes) -> Ranking:
+    """The reverse of `pack_ranking`. Raises FrameError."""
+    arrays, meta = unpack(data)
+    try:
+        tasks = tuple(meta["tasks"])
+        return Ranking(
+            probabilities=arrays["probabilities"].reshape(-1, len(tasks)),
+            tasks=tasks,
+            versions=meta["versions"],
+        )
+    except (KeyError, ValueError) as error:
+        raise FrameError(f"no ranking in the frame: {error!r}") from error

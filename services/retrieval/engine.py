@@ -1,0 +1,362 @@
+"""Retrieval without HTTP and without storage: several sources over one live index, blended.
+
+The offline replay uses it too. Every source is asked with the same filter and the same exclusions.
+"""
+
+# n = candidates or changes, D = dimensions, S = signals
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from index.filter import Exists, Filter, Range
+from index.live import Hits, LiveIndex, SnapshotInfo
+from models.data.items import ItemTable
+from models.data.schema import FeatureSchema, Signal
+from models.data.signals import decay_factors, forward_increments, next_landmark
+from models.data.state import UserState
+from models.retrieval.model import RetrievalModel
+from services.candidates import SOURCES, Candidates, Plan
+
+MAX_PENDING_ITEMS = 10_000
+"""Items that events may be kept for until the items stream brings them."""
+
+_BITS = {name: np.uint32(1 << bit) for bit, name in enumerate(SOURCES)}
+
+
+class ItemChange(NamedTuple):
+    """One entry of the items stream: the whole state of an item, or None where it was deleted."""
+
+    key: int
+    attributes: Mapping[str, object] | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredSignals:
+    """Signals as another place has counted them."""
+
+    sums: NDArray[np.float64]
+    """[n, S], forward-decayed against `landmark_ms`."""
+    landmark_ms: int | None
+    """None: nothing has been counted."""
+    offset: str
+    """Place in the events stream up to which that is."""
+    num_counted: int
+    """Events that were some action, from the stream and from imports, counted so far."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quotas:
+    """Parts of the candidates reserved for a source; the towers fill the rest."""
+
+    popular: float = 0.1
+    recent: float = 0.1
+    recent_half_life_ms: int = 7 * 86_400_000
+
+
+class RetrievalEngine:
+    """One retrieval model over one index. Thread-safe: many searches beside one writer.
+
+    `landmark_ms` is the time that the index's signal sums are relative to (forward decay).
+    """
+
+    def __init__(
+        self,
+        *,
+        index: LiveIndex,
+        model: RetrievalModel,
+        items: ItemTable,
+        schema: FeatureSchema,
+        landmark_ms: int,
+        quotas: Quotas | None = None,
+    ) -> None:
+        self.index = index
+        self.model = model
+        self.items = items
+        self.schema = schema
+        self.quotas = quotas or Quotas()
+        self._landmark_ms = landmark_ms
+        self._writing = threading.Lock()
+        self._landmark_stays = threading.Lock()
+        self._pending: dict[int, NDArray[np.float64]] = {}
+        self.loaded: StoredSignals | None = None
+        """What the signals were last loaded from."""
+        self.num_counted = 0
+        """Events that were some action, counted since then."""
+        self.popular = _signal_nearest(schema, None)
+        self.recent = _signal_nearest(schema, self.quotas.recent_half_life_ms)
+
+    @property
+    def landmark_ms(self) -> int:
+        """The time that stored signal sums are relative to."""
+        return self._landmark_ms
+
+    def versions(self) -> dict[str, str]:
+        """What an answer was made with."""
+        offset = self.index.offsets.get("items", "0-0")
+        return {"index": f"{self.model.version}@{offset}", "retrieval_model": self.model.version}
+
+    def warm_up(self, now_ms: int, k: int) -> None:
+        """Run every kind of search once: kernels are compiled at their first call, which no request should wait for."""
+        nobody = UserState()
+        filters: list[Filter | None] = [None]
+        for attribute in self.index.config.schema.attributes:
+            filters += [Exists(attribute.name), Exists(attribute.name, present=False)]
+            if attribute.type in ("int", "float", "timestamp"):
+                filters.append(Range(field=attribute.name, gte=0))
+        some = self.index.keys()[:1]
+        for filter in filters:
+            self.retrieve(nobody, now_ms, k, filter, some)
+        # Few and many results take different ways through the index.
+        self.retrieve(nobody, now_ms, 1, None, some)
+
+    def retrieve(
+        self,
+        user: UserState,
+        now_ms: int,
+        k: int,
+        filter: Filter | None = None,
+        exclude: NDArray[np.int64] | None = None,
+    ) -> Candidates:
+        """Return the k best candidates, best first; fewer only where fewer items match.
+
+        exclude: keys that no source may return.
+        """
+        vector_D = self.model.encode_users([user], now_ms)[0]
+        towers = self.index.search(vector_D, k, filter, exclude)
+        lists = [
+            ("popular", self._by_signal(self.popular, self.quotas.popular, k, filter, exclude)),
+            ("recent", self._by_signal(self.recent, self.quotas.recent, k, filter, exclude)),
+            ("towers", _found(towers)),
+        ]
+        keys, sources = _blend(lists, k)
+        plan = Plan(
+            matched=towers.num_matched,
+            scanned=towers.num_scanned,
+            rescored=towers.num_rescored,
+            strategy=towers.strategy,
+            exact=towers.exact,
+        )
+        return self._candidates(keys, sources, vector_D, now_ms, plan)
+
+    def score(self, user: UserState, now_ms: int, keys: NDArray[np.int64]) -> Candidates:
+        """Return exactly these items as candidates, best first; keys the index does not hold are left out."""
+        keys = np.unique(keys)
+        vector_D = self.model.encode_users([user], now_ms)[0]
+        plan = Plan(matched=len(keys), scanned=len(keys), rescored=len(keys), strategy="given", exact=True)
+        return self._candidates(keys, np.full(len(keys), _BITS["given"]), vector_D, now_ms, plan)
+
+    def similar(self, key: int, k: int, filter: Filter | None = None) -> Candidates | None:
+        """Return the k items whose vectors are nearest to the item's; None where the index does not hold it."""
+        asked = np.array([key], np.int64)
+        vectors, found = self.index.vectors(asked)
+        if not found[0]:
+            return None
+        hits = self.index.search(vectors[0], k, filter, asked)
+        keys = _found(hits)
+        return Candidates(
+            keys=keys,
+            scores=hits.scores[0][: len(keys)],
+            sources=np.full(len(keys), _BITS["towers"]),
+            signals=np.zeros((len(keys), len(self.schema.signals))),
+            plan=_plan(hits),
+            versions=self.versions(),
+        )
+
+    def apply_items(self, changes: Sequence[ItemChange], offset: str | None = None) -> None:
+        """Embed new and changed items, take out deleted ones; the next query sees them.
+
+        Of an item changed twice the last state stays.  offset: place in the items stream that this reaches.
+        """
+        keys, attributes, deleted = split_changes(changes)
+        with self._writing:
+            if len(keys):
+                self.items.upsert(keys, attributes)
+                vectors_nD = self.model.encode_items(self.items.gather(keys))
+            with self._applying("items", offset):
+                if len(keys):
+                    self.index.upsert(keys, vectors_nD, attributes)
+                    self._count_pending(keys)
+                if len(deleted):
+                    self.index.delete(deleted)
+            if len(deleted):
+                self.items.delete(deleted)
+
+    def apply_events(
+        self,
+        item_keys: NDArray[np.int64],
+        action_masks: NDArray[np.uint32],
+        ts_ms: NDArray[np.int64],
+        offset: str | None = None,
+    ) -> None:
+        """Count n events into the items' signals.  offset: place in the events stream that this reaches."""
+        counted = action_masks != 0
+        keys, ts_ms = item_keys[counted], ts_ms[counted]
+        with self._writing:
+            if len(keys):
+                self._move_landmark(int(ts_ms.max()))
+            with self._applying("events", offset):
+                if len(keys):
+                    increments_nS = forward_increments(
+                        self.schema.signals, action_masks[counted], ts_ms, self._landmark_ms
+                    )
+                    if self.index.add_signals(keys, increments_nS):
+                        self._keep_pending(keys, increments_nS)
+                self.num_counted += len(keys)
+
+    def load_signals(self, read: Callable[[NDArray[np.int64]], StoredSignals]) -> StoredSignals | None:
+        """Replace every item's signals by what `read` has counted for its key, unless that is of another moment.
+
+        read: answers sums f64[n, S] of n keys.  The first load takes any moment, and sets the index's place in the
+        events stream to it. A later one is taken only if `read` stands at the index's own place; None otherwise.
+        Writers wait meanwhile.
+        """
+        with self._writing, self._landmark_stays:
+            keys = self.index.keys()
+            stored = read(keys)
+            if self.loaded is not None and stored.offset != self.index.offsets.get("events"):
+                return None
+            self.index.set_signals(keys, stored.sums)
+            self.index.offsets["events"] = stored.offset
+            if stored.landmark_ms is not None:
+                self._landmark_ms = stored.landmark_ms
+            self._pending.clear()
+            self.loaded, self.num_counted = stored, 0
+            return stored
+
+    def snapshot(self, folder: Path) -> SnapshotInfo:
+        """Write the index with its offsets and its landmark, while searches and writes go on."""
+        with self._landmark_stays:
+            metadata = {
+                "landmark_ms": self._landmark_ms,
+                "model_version": self.model.version,
+                "schema_hash": self.schema.hash(),
+            }
+            return self.index.snapshot(folder, metadata)
+
+    def _applying(self, stream: str, offset: str | None) -> AbstractContextManager[None]:
+        return nullcontext() if offset is None else self.index.applying(stream, offset)
+
+    def _move_landmark(self, newest_ms: int) -> None:
+        landmark_ms = next_landmark(self.schema.signals, self._landmark_ms, newest_ms)
+        if landmark_ms == self._landmark_ms:
+            return
+        with self._landmark_stays:
+            factors = decay_factors(self.schema.signals, self._landmark_ms, landmark_ms)
+            self.index.rescale_signals(factors)
+            self._pending = {key: sums * factors for key, sums in self._pending.items()}
+            self._landmark_ms = landmark_ms
+
+    def _keep_pending(self, keys: NDArray[np.int64], increments_nS: NDArray[np.float64]) -> None:
+        """Remember events that overtook their item: the two streams are followed side by side."""
+        for key, increments in zip(keys.tolist(), increments_nS, strict=True):
+            if key in self.index:
+                continue
+            if key not in self._pending and len(self._pending) >= MAX_PENDING_ITEMS:
+                del self._pending[next(iter(self._pending))]
+            self._pending[key] = self._pending.get(key, 0.0) + increments
+
+    def _count_pending(self, keys: NDArray[np.int64]) -> None:
+        if self._pending:
+            for key in keys.tolist():
+                sums = self._pending.pop(key, None)
+                if sums is not None:
+                    self.index.add_signals([key], sums[None])
+
+    def _by_signal(
+        self,
+        signal: Signal | None,
+        share: float,
+        k: int,
+        filter: Filter | None,
+        exclude: NDArray[np.int64] | None,
+    ) -> NDArray[np.int64]:
+        """Keys of the items with the largest counts; an item without events is not popular."""
+        wanted = round(share * k)
+        if signal is None or not wanted:
+            return np.zeros(0, np.int64)
+        hits = self.index.search_signal(signal.name, wanted, filter, exclude)
+        keys: NDArray[np.int64] = hits.keys[0][hits.scores[0] > 0]
+        return keys
+
+    def _candidates(
+        self,
+        keys: NDArray[np.int64],
+        sources: NDArray[np.uint32],
+        vector_D: NDArray[np.float32],
+        now_ms: int,
+        plan: Plan,
+    ) -> Candidates:
+        vectors_nD, held = self.index.vectors(keys)
+        if not held.all():  # deleted since the search
+            keys, sources, vectors_nD = keys[held], sources[held], vectors_nD[held]
+        scores = (vectors_nD @ vector_D).astype(np.float32)
+        order = np.lexsort((keys, -scores))
+        keys = keys[order]
+        signals = self.index.signals(keys) * decay_factors(self.schema.signals, self._landmark_ms, now_ms)
+        return Candidates(
+            keys=keys,
+            scores=scores[order],
+            sources=sources[order],
+            signals=signals,
+            plan=plan,
+            versions=self.versions(),
+        )
+
+
+def split_changes(
+    changes: Sequence[ItemChange],
+) -> tuple[NDArray[np.int64], list[Mapping[str, object]], NDArray[np.int64]]:
+    """Keys to upsert, their attributes, keys to delete: the last change of each key."""
+    last = {change.key: change.attributes for change in changes}
+    upserts = [(key, attributes) for key, attributes in last.items() if attributes is not None]
+    deleted = [key for key, attributes in last.items() if attributes is None]
+    keys = np.array([key for key, _ in upserts], np.int64)
+    return keys, [attributes for _, attributes in upserts], np.array(deleted, np.int64)
+
+
+def _signal_nearest(schema: FeatureSchema, half_life_ms: int | None) -> Signal | None:
+    """The signal of the positive action with the half life nearest to the one asked for, by ratio."""
+    signals = [signal for signal in schema.signals if signal.action == schema.positive]
+    if half_life_ms is None:
+        return next((signal for signal in signals if signal.half_life_ms is None), None)
+    distances = [
+        (abs(math.log(signal.half_life_ms / half_life_ms)), signal) for signal in signals if signal.half_life_ms
+    ]
+    return min(distances, key=lambda pair: pair[0])[1] if distances else None
+
+
+def _blend(lists: Sequence[tuple[str, NDArray[np.int64]]], k: int) -> tuple[NDArray[np.int64], NDArray[np.uint32]]:
+    """The first k different keys of the lists in their order, each with the mask of all lists it stands in."""
+    keys = np.concatenate([found for _, found in lists])
+    bits = np.repeat(np.array([_BITS[name] for name, _ in lists], np.uint32), [len(found) for _, found in lists])
+    unique, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
+    masks = np.zeros(len(unique), np.uint32)
+    np.bitwise_or.at(masks, inverse, bits)
+    chosen = np.argsort(first, kind="stable")[:k]
+    return unique[chosen], masks[chosen]
+
+
+def _plan(hits: Hits) -> Plan:
+    return Plan(
+        matched=hits.num_matched,
+        scanned=hits.num_scanned,
+        rescored=hits.num_rescored,
+        strategy=hits.strategy,
+        exact=hits.exact,
+    )
+
+
+def _found(hits: Hits) -> NDArray[np.int64]:
+    """Keys of the one query's hits, without the empty tail."""
+    keys: NDArray[np.int64] = hits.keys[0][np.isfinite(hits.scores[0])]
+    return keys

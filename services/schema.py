@@ -1,0 +1,266 @@
+"""Wire types under /v1. Strict: no coercion of "1" or true to a number, no unknown field passes."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from services.attribute_values import check_id
+
+MAX_LIMIT = 200
+MAX_EVENTS = 1000
+MAX_CANDIDATES = 1000
+MAX_EXCLUDED = 10_000
+MAX_SESSION_EVENTS = 1000
+DEFAULT_LIMIT = 10
+MAX_OFFSETS_LENGTH = 64
+
+Id = Annotated[str, Field(min_length=1), AfterValidator(check_id)]
+Limit = Annotated[int, Field(ge=1, le=MAX_LIMIT)]
+BudgetMs = Annotated[int, Field(ge=1, le=60_000)]
+Include = Literal["metadata", "scores", "sources"]
+DEFAULT_INCLUDE: tuple[Include, ...] = ("scores", "sources")
+FilterSource = str | dict[str, Any]
+
+
+class Wire(BaseModel):
+    """Base of every wire type."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+
+class SessionEvent(Wire):
+    """What an anonymous visitor did; newest last unless `ts` says otherwise."""
+
+    item_id: Id
+    type: Annotated[str, Field(min_length=1, max_length=128)]
+    value: float | None = None
+    ts: int | str | None = Field(default=None, description="ISO-8601 or milliseconds since 1970, UTC; now if absent")
+
+
+class Session(Wire):
+    """An anonymous visitor: nothing of it is stored."""
+
+    events: list[SessionEvent] = Field(max_length=MAX_SESSION_EVENTS)
+
+
+class Exclude(Wire):
+    """What must not be in the answer."""
+
+    seen: bool = Field(default=True, description="items the user has acted on")
+    item_ids: list[Id] = Field(default_factory=list, max_length=MAX_EXCLUDED)
+
+
+class RecommendationRequest(Wire):
+    """One question: who is it for, how many, under which conditions."""
+
+    user_id: Id | None = None
+    session: Session | None = Field(default=None, description="instead of user_id: an anonymous visitor's events")
+    limit: Limit = DEFAULT_LIMIT
+    filter: FilterSource | None = Field(
+        default=None,
+        description="hard condition on item attributes, as text (`year >= 1990`) or as a JSON object",
+    )
+    exclude: Exclude | None = Field(default=None, description="default: what the user has seen")
+    candidates: list[Id] | None = Field(
+        default=None,
+        min_length=1,
+        max_length=MAX_CANDIDATES,
+        description="rank exactly these items (all of them unless `limit` is given); seen items stay in "
+        "unless `exclude` is given",
+    )
+    budget_ms: BudgetMs | None = Field(default=None, description="time budget; the server's default if absent")
+    explain: bool = Field(default=False, description="add to every item what its score is made of")
+    include: list[Include] = Field(default_factory=lambda: list(DEFAULT_INCLUDE), max_length=3)
+    min_offset: str | list[str] | None = Field(
+        default=None,
+        max_length=MAX_OFFSETS_LENGTH,
+        description="offset(s) that writes answered with: the answer sees those writes, or says that it does not",
+    )
+
+
+class Explanation(Wire):
+    """What an item's score is made of."""
+
+    retrieval_score: float = Field(description="inner product of the user's and the item's vector")
+    value_terms: dict[str, float] = Field(description="weight x probability per task; they add up to the score")
+    signals: dict[str, float] = Field(description="decayed counts of the item's events, as of the request")
+
+
+class RecommendedItem(Wire):
+    """One place of the slate."""
+
+    id: str
+    rank: int = Field(description="1 is best")
+    score: float = Field(description="the value function; the retrieval score where ranking was not available")
+    probabilities: dict[str, float] | None = Field(default=None, description="calibrated, per task")
+    sources: list[str] | None = None
+    metadata: dict[str, Any] | None = None
+    explanation: Explanation | None = None
+
+
+class Served(Wire):
+    """Which versions made the answer."""
+
+    index: str | None = Field(description="retrieval model and items offset that the index held")
+    retrieval_model: str | None
+    ranker: str | None
+    calibrator: str | None
+    dataset_schema: str = Field(description="content hash of the feature schema")
+
+
+class Degraded(Wire):
+    """A stage that did not do its part, why, and what stands in its place."""
+
+    stage: Literal["hydrate", "retrieve", "rank", "arrange"]
+    reason: str
+    used: str
+
+
+class Timings(Wire):
+    """Milliseconds."""
+
+    hydrate: float
+    retrieve: float
+    rank: float
+    arrange: float
+    total: float
+
+
+class FilterPlan(Wire):
+    """How the filter was answered."""
+
+    matched: int = Field(description="items that satisfy the filter and are not excluded")
+    scanned: int
+    rescored: int
+    strategy: str
+    exact: bool = Field(description="true: equal to a full float32 scan of every matching item")
+
+
+class RecommendationResponse(Wire):
+    """The slate and how it came about."""
+
+    recommendation_id: str
+    items: list[RecommendedItem]
+    served: Served
+    degraded: list[Degraded]
+    timings: Timings
+    filter_plan: FilterPlan
+    cold_start: bool = Field(description="true: nothing is known of this user")
+
+
+class SimilarItem(Wire):
+    """A neighbour in the retrieval model's space."""
+
+    id: str
+    rank: int
+    score: float = Field(description="inner product of the two items' vectors")
+
+
+class SimilarResponse(Wire):
+    """The nearest items of an item."""
+
+    id: str
+    items: list[SimilarItem]
+    served: Served
+    filter_plan: FilterPlan
+    timings: dict[str, float]
+
+
+class DocumentBody(Wire):
+    """An item's or a user's attributes, as the dataset describes them. In a PATCH, null deletes an attribute."""
+
+    attributes: dict[str, Any]
+
+
+class Document(Wire):
+    """A stored item or user."""
+
+    id: str
+    version: int
+    attributes: dict[str, Any]
+
+
+class WriteResponse(Wire):
+    """Where a write stands."""
+
+    id: str
+    version: int
+    offset: str = Field(description="pass it as `min_offset` to read your write")
+    created: bool
+    visible: bool = Field(description="the next recommendation sees it")
+    durable: bool = Field(description="on disk at the log's server")
+
+
+class EventIn(Wire):
+    """Something a user did with an item. `event_id` makes a retry harmless."""
+
+    event_id: Id
+    user_id: Id
+    item_id: Id
+    type: Annotated[str, Field(min_length=1, max_length=128)]
+    value: float | None = None
+    ts: int | str | None = Field(default=None, description="ISO-8601 or milliseconds since 1970, UTC; now if absent")
+    recommendation_id: Id | None = None
+    position: Annotated[int, Field(ge=1, le=MAX_CANDIDATES)] | None = None
+
+
+class EventsRequest(Wire):
+    """A batch of events."""
+
+    events: list[EventIn] = Field(min_length=1, max_length=MAX_EVENTS)
+
+
+class RejectedEvent(Wire):
+    """An event of the batch that was not taken."""
+
+    index: int
+    problem: str
+
+
+class EventsResponse(Wire):
+    """What became of a batch; the accepted part is durable if `durable` says so."""
+
+    accepted: int
+    duplicates: int
+    rejected: list[RejectedEvent]
+    offset: str | None = Field(description="of the last accepted event: pass it as `min_offset`; null if none was")
+    durable: bool
+
+
+class ProblemError(BaseModel):
+    """One misfit of a request."""
+
+    model_config = ConfigDict(extra="allow")
+
+    pointer: str
+    detail: str
+
+
+class ProblemDocument(BaseModel):
+    """RFC 9457 problem details."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    instance: str
+    request_id: str
+    errors: list[ProblemError] = Field(default_factory=list)
+
+
+class DependencyState(Wire):
+    """One dependency of this process."""
+
+    ready: bool
+    detail: str
+
+
+class Readiness(Wire):
+    """Whether this process can serve, and which dependency it waits for."""
+
+    ready: bool
+    dependencies: dict[str, DependencyState]
