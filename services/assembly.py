@@ -15,7 +15,7 @@ from models.data.schema import FeatureSchema
 from models.ranking.model import RankingModel
 from models.retrieval.model import RetrievalModel
 from services.app import Check, make_app
-from services.dataset import Dataset, parse_half_life
+from services.datasets.dataset import Dataset, parse_half_life
 from services.gateway.app import gateway_routers, problem_of
 from services.gateway.gateway import Gateway
 from services.gateway.questions import known_event_types
@@ -29,15 +29,16 @@ from services.ingest.appliers import (
 from services.ingest.archiver import Archiver
 from services.ingest.client import IngestClient, LocalIngest, RemoteIngest
 from services.ingest.follower import Apply, Follower
+from services.ingest.offsets import Progress
 from services.ingest.signals import SignalKeeper
 from services.ingest.snapshots import Snapshots
+from services.ingest.visibility import Visibility, Wait
 from services.metrics import Metrics
-from services.offsets import Progress
 from services.pipeline import Pipeline, Responder
+from services.processes.remote import Remote
 from services.ranking.app import ranking_router
 from services.ranking.client import LocalRanking, RankingClient, RemoteRanking
 from services.ranking.engine import RankingEngine
-from services.remote import Remote
 from services.retrieval.app import retrieval_router
 from services.retrieval.client import LocalRetrieval, RemoteRetrieval, RetrievalClient
 from services.retrieval.engine import Quotas, RetrievalEngine
@@ -54,7 +55,6 @@ from services.storage.consumer import CONSUMER as STATE_CONSUMER
 from services.storage.errors import StorageError
 from services.storage.storage import Storage
 from services.storage.streams import StreamName
-from services.visibility import Visibility, Wait
 from services.workers import Workers
 
 Part = Literal["gateway", "retrieval", "ranking", "ingest"]

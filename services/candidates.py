@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from services.frames import FrameError, pack, unpack
+from services.processes.frames import FrameError, pack, unpack
 
 SOURCES = ("towers", "popular", "recent", "given")
 """Bit i of a candidate's source mask is the i-th name. "given": the request's own `candidates`."""

@@ -200,10 +200,10 @@ def reported() -> Iterator[None]:
 
 def _mendable() -> tuple[type[Exception], ...]:
     # Imported only when something went wrong: most of them live beside torch.
-    from services.dataset import DatasetError
-    from services.downloads import DownloadError
+    from services.datasets.dataset import DatasetError
+    from services.datasets.downloads import DownloadError
+    from services.datasets.movielens import MovieLensError
     from services.importing import ImportFileError
-    from services.movielens import MovieLensError
     from services.platform import PlatformError
     from services.settings import SettingsError
     from services.storage.errors import StorageError

@@ -17,11 +17,11 @@ from models.retrieval.model import RetrievalModel
 from services.app import make_logger
 from services.bars import Bars
 from services.clock import Clock
-from services.dataset import Dataset
+from services.datasets.dataset import Dataset
+from services.datasets.movielens import prepare_movielens
 from services.folder import has_clock, job_storage, save_clock
 from services.importing.report import ImportReport
 from services.importing.run import import_file, show_report
-from services.movielens import prepare_movielens
 from services.retrieval.engine import Quotas
 from services.retrieval.loading import index_folder, load_retrieval
 from services.serving import serve as serve_platform

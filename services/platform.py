@@ -15,7 +15,7 @@ from fastapi import FastAPI
 from services.app import make_logger
 from services.assembly import PARTS, Assembly, Part, PlatformError
 from services.clock import Clock
-from services.dataset import Dataset
+from services.datasets.dataset import Dataset
 from services.settings import Settings, SettingsError, variable_of
 from services.storage.storage import Storage
 

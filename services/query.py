@@ -17,8 +17,8 @@ from starlette.exceptions import HTTPException
 from index.filter import Filter
 from models.data.state import History, UserState
 from services.candidates import Candidates
+from services.ingest.offsets import Position
 from services.metrics import Metrics
-from services.offsets import Position
 from services.timing import Deadline, Stopwatch
 
 T = TypeVar("T")

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from services.attribute_values import check_id
+from services.datasets.attribute_values import check_id
 
 MAX_LIMIT = 200
 MAX_EVENTS = 1000

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from services.frames import FrameError
 from services.gateway.documents import documents_router
 from services.gateway.events import events_router
 from services.gateway.gateway import Gateway
 from services.gateway.recommendations import recommendations_router
 from services.problems import Problem, unavailable
-from services.remote import RemoteUnavailable
+from services.processes.frames import FrameError
+from services.processes.remote import RemoteUnavailable
 from services.storage.errors import KeyCollision, StorageUnavailable, VersionConflict
 
 

@@ -11,11 +11,11 @@ from fastapi import Query as Parameters
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
-from services.dataset import SchemaViolation
+from services.datasets.dataset import SchemaViolation
 from services.gateway.answers import json_response
 from services.gateway.gateway import Gateway
 from services.gateway.recommendations import checked_id
-from services.offsets import Position
+from services.ingest.offsets import Position
 from services.problems import Problem, brief, error_entry, invalid, unknown
 from services.schema import Document, DocumentBody, WriteResponse
 from services.storage.documents import DocumentStore, Write

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from fastapi import APIRouter
 from starlette.responses import Response
 
-from services.attribute_values import BadValue, check_timestamp
+from services.datasets.attribute_values import BadValue, check_timestamp
 from services.gateway.answers import json_response
 from services.gateway.gateway import Gateway
 from services.gateway.questions import unknown_type
+from services.ingest.offsets import Position
 from services.keys import key_of
-from services.offsets import Position
 from services.schema import EventIn, EventsRequest, EventsResponse, RejectedEvent
 from services.storage.events import Append, Event
 

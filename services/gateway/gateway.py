@@ -9,18 +9,18 @@ import structlog
 from index.attributes import AttributeSchema
 from models.data.schema import FeatureSchema
 from services.clock import Clock
-from services.dataset import Dataset
+from services.datasets.dataset import Dataset
+from services.ingest.visibility import Visibility
 from services.metrics import Metrics
 from services.pipeline import Pipeline, Responder
+from services.processes.remote import RemoteUnavailable
 from services.query import StageName, Trace
-from services.remote import RemoteUnavailable
 from services.retrieval.client import RetrievalClient
 from services.settings import Settings
 from services.stages.log import Log
 from services.storage.errors import StorageUnavailable
 from services.storage.storage import Storage
 from services.timing import Deadline
-from services.visibility import Visibility
 from services.workers import Workers
 
 

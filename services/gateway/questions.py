@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 from index.filter import Filter, FilterError, parse_filter
 from models.data.state import History
-from services.attribute_values import BadValue, check_timestamp
+from services.datasets.attribute_values import BadValue, check_timestamp
 from services.gateway.gateway import Gateway
+from services.ingest.offsets import Position, parse_position
 from services.keys import keys_of
-from services.offsets import Position, parse_position
 from services.problems import Problem, brief, error_entry, invalid
 from services.query import Query
 from services.schema import Exclude, FilterSource, RecommendationRequest, SessionEvent

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.background import BackgroundTask
 from starlette.responses import Response
 
-from services.attribute_values import BadValue, check_id
+from services.datasets.attribute_values import BadValue, check_id
 from services.gateway.answers import json_response
 from services.gateway.gateway import Gateway
 from services.gateway.questions import make_query, read_filter

@@ -1,7 +1,7 @@
 """Raw columns to typed ones, and which cells do not fit.
 
-The rules are those of `services.attribute_values`. A column is first tried as a whole with Arrow; where that cannot
-vouch for every cell, each is checked by itself, which also tells what is wrong with it. Both ways give the same
+The rules are those of `services.datasets.attribute_values`. A column is first tried as a whole with Arrow; where that
+cannot vouch for every cell, each is checked by itself, which also tells what is wrong with it. Both ways give the same
 values; only the speed differs.
 """
 
@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 
-from services.attribute_values import (
+from services.datasets.attribute_values import (
     LIST_SEPARATOR,
     MAX_ID_BYTES,
     MAX_KEYWORD_BYTES,
@@ -30,7 +30,7 @@ from services.attribute_values import (
     check_value,
     parse_text,
 )
-from services.dataset import TimestampUnit
+from services.datasets.dataset import TimestampUnit
 from services.importing.readers import Array, Cells
 
 # The stubs know the types each of its functions takes; here no column has a type known beforehand.

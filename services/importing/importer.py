@@ -17,8 +17,8 @@ from typing import Any, Protocol
 import orjson
 import pyarrow as pa
 
-from services.dataset import Dataset
-from services.downloads import sha256_of
+from services.datasets.dataset import Dataset
+from services.datasets.downloads import sha256_of
 from services.importing.readers import BATCH_ROWS, Reader, open_reader
 from services.importing.report import ImportKind, ImportReport, Reject, RejectLog
 from services.importing.rows import (

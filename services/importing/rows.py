@@ -12,8 +12,8 @@ import pyarrow.compute
 from numpy.typing import NDArray
 from xxhash import xxh3_128_hexdigest
 
-from services.dataset import EVENT_ARROW_SCHEMA, AttributeSpec, Dataset, TimestampUnit
-from services.descriptions import listed, nearest
+from services.datasets.dataset import EVENT_ARROW_SCHEMA, AttributeSpec, Dataset, TimestampUnit
+from services.datasets.descriptions import listed, nearest
 from services.importing.columns import ARROW_TYPES, BadCell, CellKind, Column, convert, is_convertible
 from services.importing.readers import RawBatch
 from services.importing.report import ImportFileError, ImportKind, Reject, show_value

@@ -8,7 +8,7 @@ from typing import Literal
 
 from rich.console import Console
 
-from services.dataset import Dataset
+from services.datasets.dataset import Dataset
 from services.folder import job_storage
 from services.importing.importer import import_events, import_items, import_users
 from services.importing.report import ImportReport

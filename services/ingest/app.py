@@ -10,10 +10,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
 from services.gateway.answers import json_response
-from services.offsets import Position
+from services.ingest.offsets import Position
+from services.ingest.visibility import Visibility
 from services.schema import Wire
 from services.storage.streams import StreamName
-from services.visibility import Visibility
 
 
 class AppliedParameters(BaseModel):

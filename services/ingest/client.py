@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from services.ingest.follower import Follower
-from services.remote import Remote
+from services.processes.remote import Remote
 from services.schema import DependencyState
 from services.storage.streams import StreamName
 

@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 import structlog
 
 from services.clock import system_ms
+from services.ingest.offsets import Progress
 from services.ingest.retrying import RetryingThread
 from services.metrics import Metrics
-from services.offsets import Progress
 from services.schema import DependencyState
 from services.storage.streams import START, Entry, StreamName, Streams, offset_tuple
 

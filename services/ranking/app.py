@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from services.frames import MEDIA_TYPE
+from services.processes.frames import MEDIA_TYPE
 from services.ranking.client import Ranking, pack_ranking, unpack_rank_call
 from services.ranking.engine import RankingEngine
 from services.retrieval.app import ARROW_ANSWER, ARROW_BODY

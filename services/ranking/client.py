@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 
 from models.data.state import UserState
 from services.candidates import Candidates
-from services.frames import FrameError, pack, unpack
-from services.offsets import Progress
+from services.ingest.offsets import Progress
+from services.processes.frames import FrameError, pack, unpack
+from services.processes.remote import Remote
+from services.processes.user_frames import pack_user, unpack_user
 from services.ranking.engine import RankingEngine
-from services.remote import Remote
 from services.schema import DependencyState
 from services.storage.streams import StreamName
-from services.user_frames import pack_user, unpack_user
 from services.workers import Workers
 
 

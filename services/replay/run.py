@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from services.dataset import Dataset
+from services.datasets.dataset import Dataset
 from services.folder import job_storage
 from services.replay.job import ReplayConfig, replay
 from services.replay.report import document, text

@@ -7,8 +7,8 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from services.frames import MEDIA_TYPE
 from services.problems import unknown
+from services.processes.frames import MEDIA_TYPE
 from services.retrieval.client import run_call, unpack_retrieve_call, unpack_similar_call
 from services.retrieval.engine import RetrievalEngine
 from services.workers import Workers

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from models.data.state import UserState
+from services.ingest.visibility import Visibility
 from services.query import Failure, Person, Query, Trace, no_keys
 from services.storage.state import Hydrated
 from services.storage.storage import Storage
-from services.visibility import Visibility
 from services.workers import Workers
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from services.dataset import Dataset
+from services.datasets.dataset import Dataset
 from services.folder import job_storage
 from services.settings import Settings
 from services.training.data import load_training_data

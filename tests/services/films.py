@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from services.movielens import GENRES
+from services.datasets.movielens import GENRES
 
 FIRST_S = 874_724_710
 DAY_S = 86_400

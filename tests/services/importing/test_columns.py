@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.attribute_values import ATTRIBUTE_TYPES, BadValue, check_value, parse_text
+from services.datasets.attribute_values import ATTRIBUTE_TYPES, BadValue, check_value, parse_text
 from services.importing.columns import ARROW_TYPES, convert, is_convertible
 
 from .worlds import iso

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from services.dataset import EVENT_ARROW_SCHEMA
+from services.datasets.dataset import EVENT_ARROW_SCHEMA
 from services.importing import ImportFileError, import_events, import_items, import_users
 
 from .worlds import COLUMNS, FORMATS, SHOP, ListSink, rows, write_file

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from hypothesis import strategies as st
 
-from services.dataset import Dataset
+from services.datasets.dataset import Dataset
 
 SHOP = Dataset.parse(
     """

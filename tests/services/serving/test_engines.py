@@ -11,9 +11,9 @@ from index.live import LiveIndex
 from models.data.items import ItemTable
 from models.data.state import History, UserState
 from services.candidates import SOURCES, Candidates, Plan, source_names
-from services.frames import FrameError, pack, unpack
 from services.keys import key_of, keys_of
 from services.platform import Platform
+from services.processes.frames import FrameError, pack, unpack
 from services.ranking.client import Ranking, pack_rank_call, pack_ranking, unpack_rank_call, unpack_ranking
 from services.retrieval.client import RetrieveCall, pack_retrieve_call, unpack_retrieve_call
 from services.retrieval.engine import ItemChange, Quotas, RetrievalEngine

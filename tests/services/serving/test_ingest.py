@@ -19,10 +19,10 @@ from models.retrieval.model import RetrievalModel
 from models.retrieval.towers import TwoTowers
 from services.app import make_logger
 from services.clock import system_ms
-from services.dataset import Dataset
+from services.datasets.dataset import Dataset
 from services.ingest.follower import Follower, find_gap
+from services.ingest.offsets import Position, Progress, parse_position
 from services.metrics import Metrics
-from services.offsets import Position, Progress, parse_position
 from services.platform import PlatformError, build_platform
 from services.storage.artifacts import Provenance
 from services.storage.consumer import ImportMark

@@ -21,7 +21,7 @@ from models.ranking.training import RankingConfig, train_ranking
 from models.retrieval.towers import TowerConfig
 from models.retrieval.training import RetrievalConfig, train_retrieval
 from services.clock import system_ms
-from services.dataset import Dataset
+from services.datasets.dataset import Dataset
 from services.platform import Part, Platform, build_platform
 from services.settings import Settings
 from services.storage.artifacts import Provenance

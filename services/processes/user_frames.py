@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.data.state import History, UserState
-from services.frames import FrameError
+from services.processes.frames import FrameError
 
 
 def pack_user(user: UserState) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:

@@ -8,7 +8,7 @@ import httpx
 import orjson
 from pydantic import SecretStr
 
-from services.frames import MEDIA_TYPE
+from services.processes.frames import MEDIA_TYPE
 from services.schema import DependencyState
 
 _CONNECT_S = 1.0

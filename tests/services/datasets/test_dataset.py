@@ -9,9 +9,9 @@ from pydantic import ValidationError
 
 from index.attributes import Attribute
 from models.data.schema import Feature
-from services.dataset import EVENT_ARROW_SCHEMA, Dataset, DatasetError, SchemaViolation, parse_half_life
+from services.datasets.dataset import EVENT_ARROW_SCHEMA, Dataset, DatasetError, SchemaViolation, parse_half_life
 
-CONFIG = Path(__file__).parents[2] / "configs" / "movielens.toml"
+CONFIG = Path(__file__).parents[3] / "configs" / "movielens.toml"
 TEXT = CONFIG.read_text(encoding="utf-8")
 
 
@@ -233,7 +233,7 @@ def test_other_half_lives_are_refused(text):
 
 
 def test_available_from_must_be_a_timestamp() -> None:
-    text = (Path(__file__).parents[2] / "configs" / "movielens.toml").read_text()
+    text = CONFIG.read_text()
     wrong = text.replace('available_from = "released"', 'available_from = "relesed"')
     with pytest.raises(DatasetError) as caught:
         Dataset.parse(wrong, "here.toml")

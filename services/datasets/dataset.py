@@ -19,8 +19,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from index.attributes import Attribute, AttributeSchema
 from models.data.schema import Action, Feature, FeatureKind, FeatureSchema, Signal
-from services.attribute_values import AttributeType, AttributeValue, BadValue, check_value
-from services.descriptions import (
+from services.datasets.attribute_values import AttributeType, AttributeValue, BadValue, check_value
+from services.datasets.descriptions import (
     DatasetError,
     Problem,
     listed,

