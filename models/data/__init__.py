@@ -1,0 +1,1 @@
+"""What models see of a dataset: schema, item features, events, histories, popularity signals."""

@@ -1,0 +1,140 @@
+"""Isotonic calibration: from a logit to a probability that holds."""
+
+# n = examples, K = knots, T = tasks
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+FORMAT = 1
+_MAX_LOGIT = 15.0
+
+
+def pool_adjacent_violators(
+    values: NDArray[np.float64], weights: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Return the non-decreasing fit of least weighted squares as (block means, block lengths).
+
+    Ayer et al. 1955; one pass with a stack, linear in the number of values.
+    """
+    means: list[float] = []
+    masses: list[float] = []
+    lengths: list[int] = []
+    for value, weight in zip(values.tolist(), weights.tolist(), strict=True):
+        means.append(value)
+        masses.append(weight)
+        lengths.append(1)
+        while len(means) > 1 and means[-2] >= means[-1]:
+            mass = masses[-2] + masses[-1]
+            mean = (means[-2] * masses[-2] + means[-1] * masses[-1]) / mass
+            length = lengths[-2] + lengths[-1]
+            del means[-1], masses[-1], lengths[-1]
+            means[-1], masses[-1], lengths[-1] = mean, mass, length
+    return np.array(means), np.array(lengths, dtype=np.int64)
+
+
+@dataclass(frozen=True, slots=True)
+class Isotonic:
+    """A strictly increasing, piecewise linear map of logits.
+
+    Linear between knots; outside them parallel to the identity, so that order is kept where no data was.
+    """
+
+    raw: NDArray[np.float64]
+    """f64[K], increasing: logits of the model. Empty: the identity."""
+    calibrated: NDArray[np.float64]
+    """f64[K], increasing."""
+
+    def __call__(self, logits: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Return calibrated logits."""
+        raw = logits.astype(np.float64)
+        if not len(self.raw):
+            return raw
+        inside = np.interp(raw, self.raw, self.calibrated)
+        below = np.minimum(raw - self.raw[0], 0.0)
+        above = np.maximum(raw - self.raw[-1], 0.0)
+        calibrated: NDArray[np.float64] = inside + below + above
+        return calibrated
+
+    @classmethod
+    def fit(cls, logits: NDArray[np.float32], labels: NDArray[np.bool_], min_block: int = 50) -> Isotonic:
+        """Fit on n held-out examples by pooling adjacent violators over groups of at least `min_block` examples.
+
+        Groups, and half an event added to either side of every block, keep a rate of a few examples from becoming a
+        probability of 0 or 1. With fewer than two groups the map is the identity.
+        """
+        order = np.argsort(logits, kind="stable")
+        num_groups = min(200, len(order) // min_block)
+        if num_groups < 2 or labels.all() or not labels.any():
+            return cls(np.zeros(0), np.zeros(0))
+        groups = np.array_split(order, num_groups)
+        rates = np.array([labels[group].mean() for group in groups])
+        sizes = np.array([len(group) for group in groups], dtype=np.float64)
+        raw = np.array([logits[group].astype(np.float64).mean() for group in groups])
+        _, lengths = pool_adjacent_violators(rates, sizes)
+        edges = np.concatenate([[0], np.cumsum(lengths)])
+        knots, values = [], []
+        for start, stop in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):
+            size = sizes[start:stop].sum()
+            events = (rates[start:stop] * sizes[start:stop]).sum()
+            knots.append(float((raw[start:stop] * sizes[start:stop]).sum() / size))
+            values.append(float(np.log((events + 0.5) / (size - events + 0.5))))
+        return cls(*_increasing(np.array(knots), np.array(values)))
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """One map per task, kept in a file of its own beside the weights so that it can be refitted alone."""
+
+    tasks: tuple[str, ...]
+    maps: tuple[Isotonic, ...]
+
+    @classmethod
+    def identity(cls, tasks: tuple[str, ...]) -> Calibration:
+        return cls(tasks, tuple(Isotonic(np.zeros(0), np.zeros(0)) for _ in tasks))
+
+    def probabilities(self, logits_NT: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return f32[n, T]: calibrated probabilities."""
+        columns = [calibrate(logits_NT[:, task]) for task, calibrate in enumerate(self.maps)]
+        logits = np.clip(np.stack(columns, axis=1), -_MAX_LOGIT, _MAX_LOGIT)
+        return (1.0 / (1.0 + np.exp(-logits))).astype(np.float32)
+
+    def save(self, path: Path) -> None:
+        """Write the maps as JSON."""
+        maps = {
+            task: {"raw": fitted.raw.tolist(), "calibrated": fitted.calibrated.tolist()}
+            for task, fitted in zip(self.tasks, self.maps, strict=True)
+        }
+        path.write_text(json.dumps({"format": FORMAT, "maps": maps}) + "\n")
+
+    @classmethod
+    def load(cls, path: Path, tasks: tuple[str, ...]) -> Calibration:
+        """Read maps. Raises ValueError for another format, other tasks, or a map that does not increase."""
+        document = json.loads(path.read_text())
+        if document.get("format") != FORMAT:
+            raise ValueError(f"{path}: format is {document.get('format')!r}, expected {FORMAT}")
+        if set(document["maps"]) != set(tasks):
+            raise ValueError(f"{path}: tasks are {sorted(document['maps'])}, expected {sorted(tasks)}")
+        maps = []
+        for task in tasks:
+            raw, calibrated = (np.array(document["maps"][task][name]) for name in ("raw", "calibrated"))
+            if raw.shape != calibrated.shape or (np.diff(raw) <= 0).any() or (np.diff(calibrated) <= 0).any():
+                raise ValueError(f"{path}: the map of task {task!r} is not increasing")
+            maps.append(Isotonic(raw, calibrated))
+        return cls(tasks, tuple(maps))
+
+
+def _increasing(
+    knots: NDArray[np.float64], values: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    # Smoothing can bring neighbouring blocks level, and equal logits bring knots together: keep the first of those.
+    kept = [0]
+    for place in range(1, len(knots)):
+        if knots[place] > knots[kept[-1]] + 1e-9 and values[place] > values[kept[-1]] + 1e-9:
+            kept.append(place)
+    return knots[kept], values[kept]

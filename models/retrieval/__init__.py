@@ -1,0 +1,1 @@
+"""Retrieval: a two-tower model whose inner product an index can search."""
