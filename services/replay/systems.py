@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from models.data.state import UserState
 from services.ranking.engine import RankingEngine
+from services.ranking.value import order_of, values_of
 from services.retrieval.engine import RetrievalEngine
 
 
@@ -49,8 +50,7 @@ def systems(
     def by_ranking(asked: Asked) -> NDArray[np.int64]:
         found = retrieval.retrieve(asked.user, asked.now_ms, num_candidates, None, asked.seen)
         probabilities = ranking.rank(asked.user, found, asked.now_ms)
-        values = probabilities.astype(np.float64) @ np.array([weights.get(task, 0.0) for task in ranking.tasks])
-        return found.keys[np.lexsort((found.keys, -found.scores, -values))][: asked.k]
+        return found.keys[order_of(found, values_of(probabilities, ranking.tasks, weights))][: asked.k]
 
     answers: dict[str, System] = {}
     if retrieval.popular is not None:

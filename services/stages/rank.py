@@ -11,6 +11,7 @@ import numpy as np
 from services.candidates import Candidates
 from services.query import Failure, Person, Query, Ranked, Trace
 from services.ranking.client import Ranking, RankingClient
+from services.ranking.value import order_of, values_of
 
 
 class Rank:
@@ -29,9 +30,8 @@ class Rank:
             trace.degrade("rank", ranking, "the retrieval order")
             scores = candidates.scores.astype(np.float64)
             return Ranked(candidates=candidates, probabilities=None, scores=scores, versions={})
-        weights_T = np.array([self._weights.get(task, 0.0) for task in ranking.tasks])
-        scores = ranking.probabilities.astype(np.float64) @ weights_T
-        order = np.lexsort((candidates.keys, -candidates.scores, -scores))
+        scores = values_of(ranking.probabilities, ranking.tasks, self._weights)
+        order = order_of(candidates, scores)
         return Ranked(
             candidates=candidates.take(order),
             probabilities=ranking.probabilities[order],

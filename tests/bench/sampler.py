@@ -21,8 +21,10 @@ OWNERS = (
     ("torch", ("/torch/", "/models/")),
     ("numba", ("/numba/", "/kernels/")),
     ("http", ("/uvicorn/", "/starlette/", "/fastapi/", "/pydantic", "/httpx/", "/asyncio/")),
-    ("redis client", ("/redis/",)),
+    ("redis client", ("/redis/", "/hiredis/")),
+    ("logs and metrics", ("/structlog/", "/prometheus_client/")),
     ("ours", ("/services/", "/index/")),
+    ("standard library", ("/concurrent/", "/threading.py", "/queue.py", "/selectors.py", "/json/", "/logging/")),
 )
 
 

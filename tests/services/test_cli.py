@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import socket
+import subprocess
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -125,3 +126,30 @@ def test_the_services_run_as_processes_as_compose_starts_them(demo_data: tuple[P
             assert "ready" in run("health", gateway, data_dir=data_dir)
     finally:
         server.stop()
+
+
+def test_the_readmes_lines_work_as_printed(demo_data: tuple[Path, str], tmp_path: Path) -> None:
+    """Every curl line of the README, in order, against the demo."""
+    curl = shutil.which("curl")
+    if curl is None:
+        pytest.skip("curl is not installed")
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    lines = re.findall(r"^curl .*$", readme, re.M)
+    assert len(lines) == 5
+    data_dir = tmp_path / "data"
+    shutil.copytree(demo_data[0], data_dir)
+    with started("serve", data_dir=data_dir, log=tmp_path / "serve.log") as url:
+        answers = []
+        for line in lines:
+            command = line.replace("http://127.0.0.1:8000", url).replace(
+                "curl ", "curl --silent --show-error --fail ", 1
+            )
+            done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=20)
+            assert done.returncode == 0, f"{command}\n{done.stderr}{done.stdout}"
+            answers.append(json.loads(done.stdout))
+    known, filtered, put, event, similar = answers
+    assert len(known["items"]) == 10 and all(item["metadata"]["title"] for item in known["items"])
+    assert known["cold_start"] is False
+    assert all({"Sci-Fi", "Thriller"} & set(item["metadata"]["genre"]) for item in filtered["items"])
+    assert all(item["metadata"]["year"] >= 1990 for item in filtered["items"])
+    assert put["visible"] and event["accepted"] == 1 and len(similar["items"]) == 5

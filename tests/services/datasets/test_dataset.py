@@ -1,15 +1,24 @@
 """The description of a data set: what it derives, and how its mistakes are told."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from index.attributes import Attribute
 from models.data.schema import Feature
-from services.datasets.dataset import EVENT_ARROW_SCHEMA, Dataset, DatasetError, SchemaViolation, parse_half_life
+from services.datasets.dataset import (
+    EVENT_ARROW_SCHEMA,
+    ActionSpec,
+    AttributeSpec,
+    Dataset,
+    DatasetError,
+    SchemaViolation,
+    parse_half_life,
+)
 
 CONFIG = Path(__file__).parents[3] / "configs" / "movielens.toml"
 TEXT = CONFIG.read_text(encoding="utf-8")
@@ -240,3 +249,18 @@ def test_available_from_must_be_a_timestamp() -> None:
     (problem,) = caught.value.problems
     assert (problem.key, problem.value) == ("items.available_from", "relesed")
     assert "released" in problem.expected
+
+
+def test_every_key_of_a_description_is_documented() -> None:
+    text = (CONFIG.parent / "README.md").read_text().partition("# Dataset description")[2]
+
+    def keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+        for name, field in model.model_fields.items():
+            if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+                yield from keys(field.annotation, f"{prefix}{name}.")
+            else:
+                yield f"{prefix}{name}"
+
+    for key in [*keys(Dataset), *keys(AttributeSpec), *keys(ActionSpec)]:
+        name = key.rsplit(".", 1)[-1]
+        assert f"`{key}" in text or f"`{name}`" in text, f"configs/README.md does not explain {key}"
