@@ -31,11 +31,11 @@ class ExampleConfig:
     """Share of the events, the newest, whose members' requests are replayed."""
     session_gap_ms: int = _HOUR_MS
     """A member's visit begins with an event so long after the one before it. Every visit's start is a request."""
-    stride: int = 10
+    stride: int = 5
     """And, inside a visit, about every so-manieth event."""
-    horizon_ms: int = 7 * 24 * _HOUR_MS
+    horizon_ms: int = 30 * 24 * _HOUR_MS
     """A label is set when the action happens within this time from the request."""
-    max_requests: int = 4000
+    max_requests: int = 6000
     """Requests that are kept, evenly drawn."""
     per_source: int = 100
     """Candidates from each source: every signal of the positive action, and the towers."""

@@ -33,8 +33,8 @@ class RankingConfig:
     retrieval: RetrievalConfig = field(default_factory=lambda: RetrievalConfig(num_epochs=4.0))
     """Of the towers that score the training requests: trained on the events before the ranker's window."""
     batch_requests: int = 64
-    num_epochs: float = 4.0
-    listwise_weight: float = 0.5
+    num_epochs: float = 2.0
+    listwise_weight: float = 3.0
     """Weight of the softmax over a request's candidates beside the tasks' cross entropies."""
     learning_rate: float = 2e-3
     table_learning_rate: float = 0.02
