@@ -20,6 +20,7 @@ from models.data.schema import FeatureSchema
 from models.data.state import UserState
 from models.ranking.features import FeatureAssembler, RequestFeatures
 from models.retrieval.model import RetrievalModel
+from models.train.loop import Progress
 
 _HOUR_MS = 3_600_000
 _ENCODE_TOGETHER = 256
@@ -81,6 +82,7 @@ def replay_examples(
     assembler: FeatureAssembler,
     config: ExampleConfig,
     seed: int,
+    progress: Progress | None = None,
 ) -> Iterator[Example]:
     """Yield the window's requests in order of time; one without a candidate that was acted on is left out.
 
@@ -96,6 +98,8 @@ def replay_examples(
     sources = [place for place, signal in enumerate(schema.signals) if signal.action == schema.positive]
     for start in range(0, len(requests), _ENCODE_TOGETHER):
         chunk = requests[start : start + _ENCODE_TOGETHER]
+        if progress is not None:
+            progress(min(start + _ENCODE_TOGETHER, len(requests)), len(requests), {})
         states = [UserState(users.get(user, {}), histories.history(user, now)) for now, user in chunk]
         vectors_BD = retrieval.encode_users(states, [now for now, _ in chunk])
         for (now_ms, user_key), state, vector_D in zip(chunk, states, vectors_BD, strict=True):

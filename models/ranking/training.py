@@ -23,7 +23,7 @@ from models.ranking.examples import Example, ExampleConfig, replay_examples
 from models.ranking.model import RankingModel, assembler_of, make_network
 from models.ranking.network import Candidates, Members, NetworkConfig, RankingNetwork, encode_members
 from models.retrieval.training import RetrievalConfig, train_retrieval
-from models.train.loop import LoopConfig, Progress, run
+from models.train.loop import LoopConfig, Progress, StageProgress, run, stage_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +58,7 @@ def train_ranking(
     users: Mapping[int, Mapping[str, object]],
     events: EventTable,
     config: RankingConfig | None = None,
-    progress: Progress | None = None,
+    progress: StageProgress | None = None,
 ) -> RankingModel:
     """Train and calibrate a ranker on replayed requests.
 
@@ -72,16 +72,17 @@ def train_ranking(
     network = make_network(schema, config.network, config.seed)
     _fit_numbers(network, items)
     earlier, _ = events.split(events.quantile_ms(1.0 - config.examples.window_share))
-    towers = train_retrieval(schema, items, users, earlier, config.retrieval)
+    towers = train_retrieval(schema, items, users, earlier, config.retrieval, stage_of(progress, "towers on the past"))
     examples = list(
         replay_examples(
-            schema, items, users, events, towers, assembler_of(schema, network), config.examples, config.seed
+            schema, items, users, events, towers, assembler_of(schema, network), config.examples, config.seed,
+            stage_of(progress, "replay requests"),
         )
-    )
+    )  # fmt: skip
     training = [example for example in examples if not example.held_out]
     if not training:
         raise ValueError(f"no request among {len(events)} events has a candidate that was acted on")
-    _fit(schema, items, network, training, config, progress)
+    _fit(schema, items, network, training, config, stage_of(progress, "train ranking"))
     model = RankingModel(schema, config.network, network, Calibration.identity(schema.tasks))
     model.calibration = calibrate(model, items, [example for example in examples if example.held_out])
     return model

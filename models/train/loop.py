@@ -16,6 +16,9 @@ from models.train.optimizers import RowAdaGrad
 Progress = Callable[[int, int, Mapping[str, float]], None]
 """Called with the step just done, the number of steps, and the step's losses by name."""
 
+StageProgress = Callable[[str, int, int, Mapping[str, float]], None]
+"""As Progress, for a job of several stages: the stage's name comes first."""
+
 _Batch = TypeVar("_Batch")
 
 
@@ -80,6 +83,11 @@ def run(
         if progress is not None:
             progress(step + 1, config.num_steps, {name: float(term.detach()) for name, term in terms.items()})
     model.eval()
+
+
+def stage_of(progress: StageProgress | None, name: str) -> Progress | None:
+    """Return what reports one stage of a job."""
+    return None if progress is None else lambda step, total, losses: progress(name, step, total, losses)
 
 
 def _schedule(step: int, config: LoopConfig) -> float:

@@ -19,12 +19,13 @@ from models.data.items import ItemTable
 from models.evaluate import dcg_at, ndcg_at, recall_at
 from models.ranking.model import RankingModel
 from models.retrieval.model import RetrievalModel
+from models.train.loop import StageProgress
 from services.ranking.engine import RankingEngine
 from services.replay.requests import ReplayRequest, num_sessions, session_requests, split_requests
 from services.replay.systems import Asked, systems
 from services.retrieval.engine import ItemChange, RetrievalEngine
 from services.training.data import TrainingData
-from services.training.jobs import StageProgress, fit_ranking, fit_retrieval
+from services.training.jobs import fit_ranking, fit_retrieval
 
 CUTOFFS = (10, 50, 100)
 METRICS = ("recall", "ndcg", "dcg")

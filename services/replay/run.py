@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from models.train.loop import StageProgress
 from services.datasets.dataset import Dataset
 from services.folder import job_storage
 from services.replay.job import ReplayConfig, replay
 from services.replay.report import document, text
 from services.settings import Settings
 from services.training.data import load_training_data
-from services.training.jobs import StageProgress
 
 
 def run_replay(

@@ -12,19 +12,11 @@ from models.ranking.model import RankingModel
 from models.ranking.training import RankingConfig, train_ranking
 from models.retrieval.model import RetrievalModel
 from models.retrieval.training import RetrievalConfig, train_retrieval
-from models.train.loop import Progress
+from models.train.loop import StageProgress, stage_of
 from services.storage.artifacts import ArtifactRegistry, Provenance
 from services.training.data import TrainingData
 
 RETRIEVAL, RANKING = "retrieval", "ranking"
-
-StageProgress = Callable[[str, int, int, Mapping[str, float]], None]
-"""Called with what is being done, the steps done, the steps there are, and the latest losses."""
-
-
-def artifacts_folder(data_dir: Path) -> Path:
-    """Where a platform keeps its models."""
-    return data_dir / "artifacts"
 
 
 def fit_retrieval(
@@ -32,7 +24,7 @@ def fit_retrieval(
 ) -> RetrievalModel:
     """Train the towers of the dataset's default configuration on `events`, which may be a part of the data's."""
     return train_retrieval(
-        data.schema, items, data.users, events, RetrievalConfig(seed=seed), _stage(progress, "train retrieval")
+        data.schema, items, data.users, events, RetrievalConfig(seed=seed), stage_of(progress, "train retrieval")
     )
 
 
@@ -40,9 +32,7 @@ def fit_ranking(
     data: TrainingData, items: ItemTable, events: EventTable, seed: int, progress: StageProgress | None
 ) -> RankingModel:
     """As `fit_retrieval`, for the ranker."""
-    return train_ranking(
-        data.schema, items, data.users, events, RankingConfig(seed=seed), _stage(progress, "train ranking")
-    )
+    return train_ranking(data.schema, items, data.users, events, RankingConfig(seed=seed), progress)
 
 
 def train(
@@ -78,7 +68,3 @@ def _publish(
     version = registry.publish(kind, save, provenance)
     registry.promote(kind, version)
     return version
-
-
-def _stage(progress: StageProgress | None, name: str) -> Progress | None:
-    return None if progress is None else lambda step, total, losses: progress(name, step, total, losses)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from models.train.loop import StageProgress
 from services.datasets.dataset import Dataset
 from services.folder import job_storage
 from services.settings import Settings
 from services.training.data import load_training_data
-from services.training.jobs import StageProgress, train
+from services.training.jobs import train
 
 
 def run_training(settings: Settings, kinds: tuple[str, ...], progress: StageProgress | None = None) -> dict[str, str]:
