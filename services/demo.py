@@ -63,7 +63,8 @@ def prepare(settings: Settings, data: Path | None, console: Console) -> None:
 
 
 def serve(settings: Settings, console: Console) -> None:
-    """Serve the platform, and print lines to try once it answers."""
+    """Serve the platform, and print lines to try once it answers; requests are not logged between them."""
+    settings = settings.model_copy(update={"http": settings.http.model_copy(update={"access_log": False})})
 
     def ready(url: str) -> None:
         for line in _lines_to_try(url):
