@@ -42,6 +42,14 @@ class Action:
     min_value: float | None = None
     max_value: float | None = None
 
+    def is_within(self, other: Action) -> bool:
+        """Return whether every event that is this action is the other one as well."""
+        lowest, highest = -float("inf"), float("inf")
+        low, other_low = (lowest if a.min_value is None else a.min_value for a in (self, other))
+        high, other_high = (highest if a.max_value is None else a.max_value for a in (self, other))
+        # An event without a value satisfies no bound: an action with bounds is within one without, not the reverse.
+        return self.event == other.event and other_low <= low and high <= other_high
+
     def matches(self, types: Sequence[str] | NDArray[Any], values: NDArray[np.float64]) -> NDArray[np.bool_]:
         """Return bool[n]: which events are this action. An absent value (nan) never satisfies a bound."""
         matched = np.asarray(types, dtype=object) == self.event
@@ -121,6 +129,19 @@ class FeatureSchema:
             if candidate.name == action:
                 return bit
         raise ValueError(f"{action!r} is not an action; expected one of {[a.name for a in self.actions]}")
+
+    def implied_tasks(self) -> tuple[tuple[int, int], ...]:
+        """Return pairs (narrow, wide) of places in `tasks`: every event that is the narrow action is the wide one too.
+
+        True of two actions of one event type where the narrow one's bounds lie within the wide one's.
+        """
+        actions = [self.actions[self.bit(task)] for task in self.tasks]
+        return tuple(
+            (narrow, wide)
+            for narrow, a in enumerate(actions)
+            for wide, b in enumerate(actions)
+            if narrow != wide and a.is_within(b) and not (b.is_within(a) and wide > narrow)
+        )
 
     def action_masks(self, types: Sequence[str] | NDArray[Any], values: NDArray[np.float64]) -> NDArray[np.uint32]:
         """Return uint32[n]: bit i is set where the event is the i-th action."""

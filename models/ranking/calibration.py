@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,6 +88,26 @@ class Isotonic:
         return cls(*_increasing(np.array(knots), np.array(values)))
 
 
+def make_consistent(
+    probabilities_NT: NDArray[np.float64], implied: Sequence[tuple[int, int]], num_sweeps: int = 4
+) -> NDArray[np.float64]:
+    """Return probabilities in which no action is likelier than one that it implies.
+
+    implied: (narrow, wide) places of tasks. Heads and maps are fitted one by one, so a like can come out likelier than
+    a view. A pair out of order is set to its mean, in sweeps over the pairs: the projection onto the ordered pair,
+    which is never further from true probabilities, as those are in order. What a last sweep leaves is cut off.
+    """
+    consistent = probabilities_NT.copy()
+    for _ in range(num_sweeps if implied else 0):
+        for narrow, wide in implied:
+            wrong = consistent[:, narrow] > consistent[:, wide]
+            mean = 0.5 * (consistent[wrong, narrow] + consistent[wrong, wide])
+            consistent[wrong, narrow] = consistent[wrong, wide] = mean
+    for narrow, wide in implied:
+        consistent[:, wide] = np.maximum(consistent[:, wide], consistent[:, narrow])
+    return consistent
+
+
 @dataclass(frozen=True, slots=True)
 class Calibration:
     """One map per task, kept in a file of its own beside the weights so that it can be refitted alone."""
@@ -98,11 +119,13 @@ class Calibration:
     def identity(cls, tasks: tuple[str, ...]) -> Calibration:
         return cls(tasks, tuple(Isotonic(np.zeros(0), np.zeros(0)) for _ in tasks))
 
-    def probabilities(self, logits_NT: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return f32[n, T]: calibrated probabilities."""
+    def probabilities(
+        self, logits_NT: NDArray[np.float32], implied: Sequence[tuple[int, int]] = ()
+    ) -> NDArray[np.float32]:
+        """Return f32[n, T]: calibrated probabilities, consistent with `implied` (see `make_consistent`)."""
         columns = [calibrate(logits_NT[:, task]) for task, calibrate in enumerate(self.maps)]
         logits = np.clip(np.stack(columns, axis=1), -_MAX_LOGIT, _MAX_LOGIT)
-        return (1.0 / (1.0 + np.exp(-logits))).astype(np.float32)
+        return make_consistent(1.0 / (1.0 + np.exp(-logits)), implied).astype(np.float32)
 
     def save(self, path: Path) -> None:
         """Write the maps as JSON."""

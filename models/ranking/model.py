@@ -60,7 +60,8 @@ class RankingModel:
         cut to its newest entries, with its items.
         """
         return self.calibration.probabilities(
-            self.logits(user, items, signals, retrieval_scores, now_ms, history_items=history_items)
+            self.logits(user, items, signals, retrieval_scores, now_ms, history_items=history_items),
+            self.schema.implied_tasks(),
         )
 
     def logits(

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.evaluate import expected_calibration_error
-from models.ranking.calibration import Calibration, Isotonic, pool_adjacent_violators
+from models.ranking.calibration import Calibration, Isotonic, make_consistent, pool_adjacent_violators
 
 
 def sigmoid(logits: np.ndarray) -> np.ndarray:
@@ -85,3 +85,20 @@ def test_a_map_that_falls_is_refused(tmp_path: Path) -> None:
     path.write_text('{"format": 9}')
     with pytest.raises(ValueError, match="format is 9"):
         Calibration.load(path, ("a",))
+
+
+@given(st.lists(st.tuples(*[st.floats(0, 1)] * 6), min_size=1, max_size=20))
+def test_consistent_probabilities_are_in_order_and_no_further_from_the_truth(rows: list[tuple[float, ...]]) -> None:
+    """Tasks watch, like, love: a love is a like, a like is a watch."""
+    implied = [(1, 0), (2, 0), (2, 1)]
+    estimate = np.array(rows)[:, :3]
+    truth = -np.sort(-np.array(rows)[:, 3:], axis=1)
+    consistent = make_consistent(estimate, implied)
+    assert (np.diff(consistent, axis=1) <= 1e-12).all()
+    in_order = (np.diff(estimate, axis=1) <= 0).all(axis=1)
+    assert (consistent[in_order] == estimate[in_order]).all()
+    # With one pair the sweep is the projection itself.
+    pair = make_consistent(estimate[:, :2], [(1, 0)])
+    before = np.square(estimate[:, :2] - truth[:, :2]).sum(axis=1)
+    after = np.square(pair - truth[:, :2]).sum(axis=1)
+    assert (after <= before + 1e-12).all()

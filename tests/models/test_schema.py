@@ -22,6 +22,25 @@ def test_action_masks_follow_the_order_of_actions() -> None:
     assert masks.tolist() == [0b11, 0b01, 0]
 
 
+def test_an_action_implies_the_wider_ones_of_its_event() -> None:
+    actions = (
+        Action("view", "view"),
+        Action("watch", "rating"),
+        Action("like", "rating", min_value=4.0),
+        Action("meh", "rating", max_value=2.0),
+        Action("love", "rating", min_value=5.0, max_value=5.0),
+        Action("liked", "rating", min_value=4.0),
+    )
+    schema = replace(
+        SCHEMA, actions=actions, tasks=tuple(action.name for action in actions), signals=(), positive="like"
+    )
+    named = {(schema.tasks[narrow], schema.tasks[wide]) for narrow, wide in schema.implied_tasks()}
+    assert named == {
+        ("like", "watch"), ("meh", "watch"), ("love", "watch"), ("liked", "watch"),
+        ("love", "like"), ("love", "liked"), ("liked", "like"),
+    }  # fmt: skip
+
+
 def test_json_round_trip_keeps_the_hash() -> None:
     again = FeatureSchema.from_json(SCHEMA.to_json())
     assert again == SCHEMA
