@@ -4,7 +4,7 @@ import argparse
 import subprocess
 import sys
 
-BENCHMARKS = ("gateway",)
+BENCHMARKS = ("gateway", "gpu")
 
 
 def main() -> int:

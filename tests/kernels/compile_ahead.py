@@ -1,0 +1,78 @@
+"""Compile the GPU kernels for cards that are not here and print what came out: `python -m tests.kernels.compile_ahead`.
+
+Runs without TRITON_INTERPRET, which decides at import what a kernel is; so the tests start it as a process.
+"""
+
+import json
+import re
+import sys
+
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, compile
+
+from kernels.gpu import dense_topk, scan, select
+
+PRODUCTS = r"(?:mma\.sync|wgmma\.mma_async)\.[\w.:]+"
+POINTERS = {
+    "row_ptr": "*i32", "scale_ptr": "*fp32", "mask_ptr": "*i32", "threshold_ptr": "*fp32", "count_ptr": "*i32",
+    "out_score_ptr": "*fp32", "out_row_ptr": "*i32", "out_key_ptr": "*i64", "out_count_ptr": "*i32",
+    "maximum_ptr": "*fp32", "vector_ptr": "*fp32", "query_ptr": "*fp32", "score_ptr": "*fp32", "key_ptr": "*i64",
+    "status_ptr": "*i32",
+}  # fmt: skip
+
+
+def compile_kernel(kernel, arch, constants, pointers=None, num_warps=4):
+    """PTX and metadata; pointers are taken to be aligned to 16 bytes, as torch's are."""
+    kinds = POINTERS | (pointers or {})
+    names = kernel.arg_names
+    signature = {name: "constexpr" if name in constants else kinds.get(name, "i32") for name in names}
+    attributes = {(at,): [["tt.divisibility", 16]] for at, name in enumerate(names) if name.endswith("_ptr")}
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
+    return compile(source, target=GPUTarget("cuda", arch, 32), options={"num_warps": num_warps})
+
+
+def cases(dim):
+    shape = {"DIM": dim, "BLOCK_D": dense_topk.block_of(dim), "QUERIES": dense_topk.queries_of(16)}
+    for int8 in (False, True):
+        kind = "int8" if int8 else "fp16"
+        pointers = {"row_ptr": "*i8", "query_ptr": "*i8"} if int8 else {"row_ptr": "*fp16", "query_ptr": "*fp16"}
+        for shared in (True, False):
+            mode = shape | {"INT8": int8, "SHARED": shared}
+            name = f"{kind}_{'shared' if shared else 'own'}_masks_{dim}"
+            yield f"scan_{name}", scan.scan_rows, mode | {"ROWS": dense_topk.SCAN_ROWS}, pointers, 4
+            sample = mode | {"ROWS": dense_topk.SAMPLE_ROWS, "GROUP": dense_topk.SAMPLE_GROUP}
+            yield f"sample_{name}", scan.sample_scores, sample, pointers, 4
+    for vector in ("*fp32", "*fp16"):
+        rescore = {"DIM": dim, "BLOCK_D": shape["BLOCK_D"], "ROWS": dense_topk.RESCORE_ROWS}
+        yield f"rescore_{vector[1:]}_{dim}", scan.rescore_rows, rescore, {"vector_ptr": vector}, 4
+
+
+def others():
+    block = {"BLOCK": dense_topk.SELECT_BLOCK}
+    yield "threshold", select.set_threshold, block, None, dense_topk.SELECT_WARPS
+    for check in (True, False):
+        yield f"select_{check}", select.select_best, block | {"CHECK": check}, None, dense_topk.SELECT_WARPS
+    yield "rank", select.rank_hits, {"BLOCK": dense_topk.RANK_BLOCK, "OTHERS": dense_topk.RANK_OTHERS}, None, 4
+
+
+def main():
+    found = []
+    dims = [int(dim) for dim in sys.argv[2:]] or [128]
+    for name, kernel, constants, pointers, num_warps in [*(case for dim in dims for case in cases(dim)), *others()]:
+        arch = int(sys.argv[1])
+        made = compile_kernel(kernel, arch, constants, pointers, num_warps)
+        ptx = made.asm["ptx"]
+        found.append(
+            {
+                "name": name,
+                "shared_bytes": made.metadata.shared,
+                "products": sorted(set(re.findall(PRODUCTS, ptx))),
+                "wide_loads": len(re.findall(r"(?:ld\.global|cp\.async)\S*(?:\.v4| .*0x10)", ptx)),
+                "cubin_bytes": len(made.asm["cubin"]),
+            }
+        )
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
