@@ -4,7 +4,7 @@ import argparse
 import subprocess
 import sys
 
-BENCHMARKS = ("gateway", "gpu")
+BENCHMARKS = ("gateway", "retrieval", "gpu")
 
 
 def main() -> int:

