@@ -8,6 +8,7 @@ head's score is among the k best of that head, so the union of the heads' answer
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -67,13 +68,26 @@ def search_heads(
     chosen.update(merged_U[~np.isin(merged_U, list(chosen))][: k - len(chosen)].tolist())
     kept = order_U[np.isin(merged_U, list(chosen))]
     entry_K = by_value[first_U[kept]]
-    return HeadHits(
-        keys=unique_U[kept],
-        scores=score_E[entry_K],
-        best_head=head_E[entry_K].astype(np.int64),
-        found_by=found_UH[kept],
-        hits=hits,
-    )
+    keys, scores, best_head = unique_U[kept], score_E[entry_K], head_E[entry_K].astype(np.int64)
+    if any(quota_H):
+        # A quota can bring in an item whose best head ranks it below its own k best, and so did not list it.
+        scores, best_head = _best_heads(index, queries, keys)
+        order_K = np.argsort(-scores, kind="stable")
+        keys, scores, best_head, kept = keys[order_K], scores[order_K], best_head[order_K], kept[order_K]
+    return HeadHits(keys=keys, scores=scores, best_head=best_head, found_by=found_UH[kept], hits=hits)
+
+
+def _best_heads(
+    index: Searchable, queries: NDArray[np.float32], keys: NDArray[np.int64]
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """The best head's score of each key, exact as the index's own, and that head; -inf for a key that is gone."""
+    vector_KD, held = index.vectors(keys)
+    terms_KHD = vector_KD.astype(np.float64)[:, None, :] * queries.astype(np.float64)
+    score_KH = np.array([[math.fsum(terms) for terms in heads] for heads in terms_KHD.tolist()])
+    score_KH[~held] = -np.inf
+    best_head = np.argmax(score_KH, axis=1)
+    with np.errstate(over="ignore"):
+        return score_KH[np.arange(len(keys)), best_head].astype(np.float32), best_head.astype(np.int64)
 
 
 def _fill_quotas(hits: Hits, quotas: Sequence[int]) -> set[int]:
