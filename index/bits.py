@@ -35,6 +35,17 @@ def set_bits(words: Words, rows: Rows) -> None:
     np.bitwise_or.at(words, rows >> 6, _ONE << (rows & 63).astype(np.uint64))
 
 
+def plane_of(rows: Rows, num_words: int) -> Words:
+    """A new plane with the bit of each row set; rows may repeat."""
+    if rows.size * 16 > num_words:
+        flag_N = np.zeros(num_words * 64, np.bool_)
+        flag_N[rows] = True
+        return pack_bits(flag_N)
+    words: Words = np.zeros(num_words, np.uint64)
+    set_bits(words, rows)
+    return words
+
+
 def clear_bits(words: Words, rows: Rows) -> None:
     """Clear the bit of each row."""
     if rows.size == 1:

@@ -1,6 +1,6 @@
 """keyword, keyword_list and bool values by row, and a bit-plane for each frequent value."""
 
-# N = rows (capacity, a multiple of 64), W = words = N / 64, P = pairs of the pool
+# N = rows (capacity, a multiple of 64), W = words = N / 64, P = codes in the pool
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from index.attributes import Attribute, Scalar, Stored
-from index.bits import Rows, Words, clear_bits, pack_bits, put_bits, set_bits
+from index.attributes import INT64_MAX, Attribute, Scalar, Stored
+from index.bits import Rows, Words, clear_bits, list_bits, plane_of, put_bits, set_bits
 from index.checks import check_array
+from index.sorted_rows import Ordered, SortedRows
 
 MAX_PLANES = 256  # per attribute
 MIN_PLANE_ROWS = 64  # a rarer value is not worth a plane
-FEW_VALUES = 8  # so many are compared one by one, more through a table
 
 
 class ValueTable:
@@ -39,15 +39,16 @@ class ValueTable:
 
 
 class CodeColumn:
-    """keyword and bool values (one code a row) or keyword_list values (several), with planes for frequent codes.
-
-    The codes of lists lie in one pool of (row, code) pairs, so that a rare value is found in one pass over it;
-    a pair of code 0 is dead.
+    """keyword and bool values (one code a row) or keyword_list values (several): a plane for a frequent code, the
+    column's order for the others. The codes of lists lie in one pool; a code 0 in it is dead.
     """
 
-    def __init__(self, attribute: Attribute, capacity: int, table: ValueTable | None = None) -> None:
+    def __init__(
+        self, attribute: Attribute, capacity: int, table: ValueTable | None = None, order: SortedRows | None = None
+    ) -> None:
         self.attribute = attribute
         self.table = table or ValueTable()
+        self._order = order or SortedRows(np.dtype(np.int32))
         self.planes: dict[int, Words] = {}
         self._capacity = capacity
         self._is_list = attribute.type == "keyword_list"
@@ -55,14 +56,14 @@ class CodeColumn:
         self._code_N: NDArray[np.int32] = np.zeros(0 if self._is_list else capacity, np.int32)
         list_rows = capacity if self._is_list else 0
         # The pool and each row's (start, length) in it: replaced together, so that readers hold a matching pair.
-        self._lists: tuple[NDArray[np.int32], NDArray[np.int64]] = (
-            np.zeros((2, list_rows), np.int32),
-            np.zeros((list_rows, 2), np.int64),
+        self._lists: tuple[NDArray[np.int32], NDArray[np.int32]] = (
+            np.zeros(list_rows, np.int32),
+            np.zeros((list_rows, 2), np.int32),
         )
         self._pool_used = 0
 
     def grow(self, capacity: int) -> CodeColumn:
-        grown = CodeColumn(self.attribute, capacity, self.table)
+        grown = CodeColumn(self.attribute, capacity, self.table, self._order.copy())
         grown._present_W[: self._present_W.size] = self._present_W
         grown._code_N[: self._code_N.size] = self._code_N
         pool, span_N = self._lists
@@ -85,12 +86,16 @@ class CodeColumn:
         owners = np.repeat(rows, lengths)
         self._clear_planes(rows)
         if self._is_list:
-            self._write_pool(rows, codes, lengths, owners)
+            self._write_pool(rows, codes, lengths)
         else:
             self._code_N[rows] = 0
             self._code_N[owners] = codes
         put_bits(self._present_W, rows, lengths > 0)
         self._count(codes, owners)
+
+    def move(self, rows: Rows, to: Rows) -> None:
+        """Write the values of `rows` at other rows, which no reader can see."""
+        self._write_codes(to, *self._codes_of(rows))
 
     def _clear_planes(self, rows: Rows) -> None:
         """Take the rows out of the planes of the values they had."""
@@ -107,84 +112,88 @@ class CodeColumn:
             codes = self._code_N[rows]
             return codes[codes > 0], (codes > 0).astype(np.int64)
         pool, span_N = self._lists
-        starts, lengths = span_N[rows, 0], span_N[rows, 1]
+        starts, lengths = span_N[rows, 0].astype(np.int64), span_N[rows, 1].astype(np.int64)
         firsts = np.cumsum(lengths) - lengths
-        return pool[1, np.arange(int(lengths.sum())) + np.repeat(starts - firsts, lengths)], lengths
+        places = np.arange(int(lengths.sum())) + np.repeat(starts - firsts, lengths)
+        # A row that is being written may show a start without its length; nobody counts on what it shows.
+        return pool[np.minimum(places, pool.size - 1)], lengths
 
-    def _write_pool(self, rows: Rows, codes: NDArray[np.int32], lengths: NDArray[np.int64], owners: Rows) -> None:
+    def _write_pool(self, rows: Rows, codes: NDArray[np.int32], lengths: NDArray[np.int64]) -> None:
         pool, span_N = self._lists
         for start, length in span_N[rows][span_N[rows, 1] > 0].tolist():
-            pool[1, start : start + length] = 0
-        if self._pool_used + codes.size > pool.shape[1]:
+            pool[start : start + length] = 0
+        span_N[rows, 1] = 0
+        if self._pool_used + codes.size > pool.size:
             pool, span_N = self._compact_pool(codes.size)
         used = self._pool_used
-        pool[0, used : used + codes.size] = owners
-        pool[1, used : used + codes.size] = codes
+        pool[used : used + codes.size] = codes
         span_N[rows, 0] = used + np.cumsum(lengths) - lengths
         span_N[rows, 1] = lengths
         self._pool_used = used + codes.size
 
-    def _compact_pool(self, room: int) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-        """A larger pool without the dead pairs, and the spans in it; readers keep the pair they hold."""
-        old_pool, old_span_N = self._lists
-        alive = np.flatnonzero(old_pool[1, : self._pool_used])
-        pool = np.zeros((2, max(64, 2 * (alive.size + room))), np.int32)
-        pool[:, : alive.size] = old_pool[:, alive]
-        moved_to = np.zeros(self._pool_used + 1, np.int64)
-        moved_to[alive] = np.arange(alive.size)
+    def _compact_pool(self, room: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """A larger pool without the dead codes, and the spans in it; readers keep the pair they hold."""
+        _, old_span_N = self._lists
+        rows = np.flatnonzero(old_span_N[:, 1])
+        codes, lengths = self._codes_of(rows)
+        pool = np.zeros(max(64, (codes.size + room) * 3 // 2), np.int32)
+        pool[: codes.size] = codes
         span_N = old_span_N.copy()
-        kept = span_N[:, 1] > 0
-        span_N[kept, 0] = moved_to[span_N[kept, 0]]
-        self._lists, self._pool_used = (pool, span_N), int(alive.size)
+        span_N[rows, 0] = np.cumsum(lengths) - lengths
+        self._lists, self._pool_used = (pool, span_N), int(codes.size)
         return self._lists
 
     def _count(self, codes: NDArray[np.int32], owners: Rows) -> None:
-        """Count the new codes, set their bits, and give a plane to a value that became frequent."""
+        """Count the new codes, set their bits, put the rest in order, and give frequent values a plane."""
         table = self.table
         if codes.size == 0:
             return
-        distinct = np.unique(codes) if codes.size > 1 else codes
-        np.add.at(table.counts, codes, 1)
+        distinct, counts = np.unique(codes, return_counts=True)
+        table.counts[distinct] += counts
+        planes = self.planes
+        rare = codes > 0 if not planes else ~np.isin(codes, np.fromiter(planes, np.int32, len(planes)))
+        for code in distinct.tolist() if len(planes) < distinct.size else planes:
+            if code in planes:
+                set_bits(planes[code], owners[codes == code])
+        if not rare.any():
+            return
         enough = max(MIN_PLANE_ROWS, self._capacity // 64)
-        for code in distinct.tolist():
-            plane = self.planes.get(code)
-            if plane is not None:
-                set_bits(plane, owners[codes == code])
-            elif len(self.planes) < MAX_PLANES and table.counts[code] >= enough:
-                built = self._compare([code], self._capacity // 64)
-                self.planes = {**self.planes, code: built}
+        frequent = [code for code in distinct[table.counts[distinct] >= enough].tolist() if code not in planes][
+            : MAX_PLANES - len(planes)
+        ]
+        self._order.append(owners[rare], self._pairs)
+        for code in frequent:
+            built = self._find([code], self._order.ordered, self._capacity // 64)
+            self.planes = {**self.planes, code: built}
 
-    def _compare(self, codes: Sequence[int], num_words: int) -> Words:
-        """The rows that have any of the codes, from the column itself."""
-        num_rows = num_words * 64
-        if self._is_list:
-            row_P, code_P = self._lists[0]
-            if len(codes) <= FEW_VALUES:
-                hit_P = code_P == codes[0]
-                for code in codes[1:]:
-                    hit_P |= code_P == code
-            else:
-                hit_P = np.isin(code_P, np.array(codes, np.int32))
-            hit = np.zeros(num_rows, np.bool_)
-            rows = row_P[hit_P]
-            hit[rows[rows < num_rows]] = True
-            return pack_bits(hit)
-        column = self._code_N[:num_rows]
-        if len(codes) <= FEW_VALUES:
-            hit = column == codes[0]
-            for code in codes[1:]:
-                hit |= column == code
-        else:
-            wanted = np.zeros(len(self.table.values) + 1, np.bool_)
-            wanted[codes] = True
-            hit = wanted[np.minimum(column, wanted.size - 1)]  # codes past the table are newer than this reader
-        return pack_bits(hit)
+    def _pairs(self) -> tuple[NDArray[np.int32], Rows]:
+        """The codes without a plane, and the row of each."""
+        rows = list_bits(self._present_W)
+        codes, lengths = self._codes_of(rows)
+        rows = np.repeat(rows, lengths)
+        has_order = np.ones(max(len(self.table.values), int(codes.max(initial=0)) + 1), np.bool_)
+        has_order[[0, *self.planes]] = False
+        kept = has_order[codes]
+        return codes[kept], rows[kept]
+
+    def _find(self, codes: Sequence[int], ordered: Ordered, num_words: int) -> Words:
+        """The rows that have any of the codes, none of which has a plane."""
+        wanted = np.sort(np.array(codes, np.int32))
+        rows = ordered.near(wanted, wanted, INT64_MAX)
+        assert rows is not None
+        rows = rows[rows < num_words * 64]  # rows newer than this reader
+        found, lengths = self._codes_of(rows)
+        owners = np.repeat(rows, lengths)
+        hit = found == wanted[0] if wanted.size == 1 else np.isin(found, wanted)
+        return plane_of(owners[hit], num_words)
 
     def exists(self, num_words: int) -> Words:
         return self._present_W[:num_words]
 
     def any_of(self, values: Sequence[Scalar], num_words: int) -> Words:
         codes = [code for value in values if (code := self.table.code_of.get(value)) is not None]  # type: ignore[arg-type]
+        # The order before the planes: a code that left the order has its plane by then.
+        ordered = self._order.ordered
         planes = self.planes
         words = np.zeros(num_words, np.uint64)
         rare = []
@@ -195,7 +204,7 @@ class CodeColumn:
             else:
                 words |= plane[:num_words]
         if rare:
-            words |= self._compare(rare, num_words)
+            words |= self._find(rare, ordered, num_words)
         return words
 
     def all_of(self, values: Sequence[Scalar], num_words: int) -> Words:
@@ -211,7 +220,7 @@ class CodeColumn:
         if self._is_list:
             pool, span_N = self._lists
             start, length = span_N[row].tolist()
-            return tuple(str(self.table.values[code]) for code in pool[1, start : start + length]) or None
+            return tuple(str(self.table.values[code]) for code in pool[start : start + length]) or None
         return self.table.values[int(self._code_N[row])]
 
     def export(self, rows: Rows) -> dict[str, NDArray[np.generic]]:
@@ -244,6 +253,7 @@ class CodeColumn:
             raise ValueError(f"column {self.attribute.name!r}: a code past its table of {len(places)}")
         codes = np.array(places, np.int32)[stored] if stored.size else np.zeros(0, np.int32)
         self._write_codes(np.arange(num_rows, dtype=np.int64), codes, lengths)
+        self._order.sort(self._pairs)  # without the codes that got a plane
 
 
 def _value_text(value: str | bool | None) -> str:

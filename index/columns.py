@@ -1,7 +1,7 @@
 """Attribute values by row: the columns of a schema, and the evaluation of filters over them.
 
-A column is written by one writer, only at rows that no reader can see, and read by any number of readers. A
-value without a plane is found by comparing the column itself, so every filter is exact. `grow` makes a larger
+A column is written by one writer, only at rows that no reader can see, and read by any number of readers. What
+its order suggests is compared with the column itself, so every filter is exact. `grow` makes a larger
 copy and leaves the old column as it was, for the readers that still hold it.
 """
 
@@ -40,6 +40,11 @@ class Columns:
         """Write each row's checked values, in schema order; what the rows held before is gone."""
         for position, column in enumerate(self.by_name.values()):
             column.write(rows, [values[position] for values in items])
+
+    def move(self, rows: Rows, to: Rows) -> None:
+        """Write the values of `rows` at other rows, which no reader can see."""
+        for column in self.by_name.values():
+            column.move(rows, to)
 
     def read(self, row: int) -> dict[str, object]:
         """The row's attributes as the caller gave them; missing ones are absent."""

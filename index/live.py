@@ -19,20 +19,28 @@ from numpy.typing import ArrayLike, NDArray
 
 from index.attributes import Stored, check_attributes
 from index.bits import Words, clear_bits, count_bits, list_bits, set_bits
+from index.calibrate import calibrate
 from index.checks import check_k, check_keys, check_queries, check_vectors
 from index.config import IndexConfig
 from index.hits import Hits
-from index.planner import choose_strategy
+from index.key_map import KeyMap
+from index.memory import give_back_freed
+from index.planner import Costs, Step, plan
 from index.readers import Quarantine
 from index.rows import MEAN_ROWS, RowArrays
 from index.snapshot import SnapshotError, SnapshotInfo, load_newest, write_snapshot
 from index.snapshot import Stored as StoredIndex
 from index.tree import Filter
+from kernels.batched_topk import batched_topk, has_batches
 from kernels.codes import Codes
 from kernels.column_topk import column_topk
 from kernels.filtered_topk import Backend, Strategy, TopK, filtered_topk, has_numba
 
 __all__ = ["Hits", "IndexConfig", "LiveIndex", "SnapshotError", "SnapshotInfo"]
+
+COMPACT_BELOW = 0.8  # of the rows in use
+MIN_COMPACT_ROWS = 4096
+COMPACT_ROWS = 1024  # moved beside one write
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +69,9 @@ class LiveIndex:
         self._backend: Backend = config.backend
         if config.backend == "auto":
             self._backend = "cpu" if has_numba() else "reference"
+        self.costs = Costs()  # what the planner weighs; `warm_up` measures them
         self._arrays = RowArrays(config, config.capacity)
-        self._row_of: dict[int, int] = {}
+        self._row_of = KeyMap()
         self._num_rows = 0  # rows ever used: all live bits lie below
         self._free: list[NDArray[np.int64]] = []
         self._quarantine = Quarantine()
@@ -76,13 +85,14 @@ class LiveIndex:
 
     @property
     def num_items(self) -> int:
-        return len(self._row_of)
+        return self._row_of.num_keys
 
     def __len__(self) -> int:
-        return len(self._row_of)
+        return self._row_of.num_keys
 
     def __contains__(self, key: int) -> bool:
-        return key in self._row_of
+        with self._publish_lock:
+            return bool(self._rows_of(np.array([key], np.int64))[0] >= 0)
 
     # Writing
 
@@ -126,13 +136,16 @@ class LiveIndex:
         arrays.signal_SN[:, rows] = 0.0
         arrays.signal_SN[:, rows[known]] = arrays.signal_SN[:, old_rows[known]]
         freed = old_rows[known]
+        self._row_of.make_room(key_M.size, arrays.key_N)
         with self._publish_lock:
             if freed.size:
                 clear_bits(arrays.live_W, freed)
             set_bits(arrays.live_W, rows)
-            self._row_of.update(zip(key_M.tolist(), rows.tolist(), strict=True))
+            self._row_of.put(key_M, rows, arrays.key_N)
             self._quarantine.publish(freed)
-        if not arrays.has_mean and len(self._row_of) >= MEAN_ROWS:
+        if self._num_rows > MIN_COMPACT_ROWS and self.num_items < COMPACT_BELOW * self._num_rows:
+            self._compact()
+        if not arrays.has_mean and self.num_items >= MEAN_ROWS:
             centred = arrays.centre(self._num_rows)
             with self._publish_lock:
                 self._arrays = centred
@@ -147,9 +160,10 @@ class LiveIndex:
             with self._publish_lock:
                 if freed.size:
                     clear_bits(self._arrays.live_W, freed)
-                for key in gone.tolist():
-                    del self._row_of[key]
+                self._row_of.remove(gone, self._arrays.key_N)
                 self._quarantine.publish(freed)
+            if self._num_rows > MIN_COMPACT_ROWS and self.num_items < COMPACT_BELOW * self._num_rows:
+                self._compact()
         return int(gone.size)
 
     def set_signals(self, keys: ArrayLike, values: ArrayLike) -> int:
@@ -188,7 +202,7 @@ class LiveIndex:
         if factor_S.shape != (len(self.config.signals),) or not np.isfinite(factor_S).all():
             raise ValueError(f"factors: {factor_S.tolist()}, expected {len(self.config.signals)} finite numbers")
         with self._write_lock:
-            changed = self._arrays.with_signals(self._arrays.signal_SN * factor_S[:, None])
+            changed = self._arrays.with_signals(factor_S, self._num_rows)
             with self._publish_lock:
                 self._arrays = changed
 
@@ -203,48 +217,140 @@ class LiveIndex:
             yield
             self.offsets[stream] = offset
 
+    def _compact(self) -> None:
+        """Where many rows stand empty, move some of the last live ones into them, and give up the rows at the end.
+
+        A step of at most COMPACT_ROWS beside each write: an item moves as an upsert does, so readers keep what
+        they see.
+        """
+        with self._publish_lock:
+            self._free.extend(self._quarantine.release())
+        free = np.sort(np.concatenate([np.empty(0, np.int64), *self._free]))
+        # Rows at the end that nobody can see are not rows any more.
+        kept = free.size
+        while kept and free[kept - 1] == self._num_rows - 1 - (free.size - kept):
+            kept -= 1
+        with self._publish_lock:
+            self._num_rows -= free.size - kept
+        free = free[:kept]
+        arrays = self._arrays
+        live_W = arrays.live_W[: (self._num_rows + 63) // 64]
+        last_words = np.flatnonzero(live_W)[-(COMPACT_ROWS // 64) :]
+        last = np.zeros_like(live_W)
+        last[last_words] = live_W[last_words]
+        rows = list_bits(last)[::-1][: free.size]
+        to = free[: rows.size]
+        better = to < rows
+        rows, to = rows[better], to[better]
+        self._free = [free[to.size :]]
+        if not rows.size:
+            return
+        arrays.move(rows, to)
+        with self._publish_lock:
+            clear_bits(arrays.live_W, rows)
+            set_bits(arrays.live_W, to)
+            self._row_of.put(arrays.key_N[to], to, arrays.key_N)
+            self._quarantine.publish(rows)
+
     # Reading
 
-    def search(self, query: ArrayLike, k: int, filter: Filter | None = None, exclude: ArrayLike | None = None) -> Hits:
+    def search(
+        self,
+        query: ArrayLike,
+        k: int,
+        filter: Filter | None = None,
+        exclude: ArrayLike | None = None,
+        *,
+        filters: Sequence[Filter | None] | None = None,
+    ) -> Hits:
         """The k items of largest inner product with each query, among those the filter admits.
 
         query: float32[D] or [B,D], finite (other float types are rounded to float32).  exclude: int64 keys that
-        must not be answered.  Scores are the exact inner products rounded to float64; order: score descending,
-        key ascending.  All queries of a call see one moment of the index.
+        must not be answered.  filters: one per query, in place of `filter`.  Scores are the exact inner products
+        rounded to float64; order: score descending, key ascending.  All queries of a call see one moment of the
+        index, and each has the hits of a search of its own.
 
-        Raises ValueError for a shape that does not fit, nan or inf, k < 1, or k > MAX_RESULTS.
+        Raises ValueError for a shape that does not fit, nan or inf, k < 1, k > MAX_RESULTS, or filters that are
+        not one per query or come beside `filter`.
         """
         query_BD = check_queries(query, self.dim)
         check_k(k)
+        num_queries = query_BD.shape[0]
+        if filters is not None and (filter is not None or len(filters) != num_queries):
+            raise ValueError(f"{len(filters)} filters for {num_queries} queries: expected one each, and no `filter`")
+        each_B = [filter] * num_queries if filters is None else list(filters)
+        group_of = {each: group for group, each in enumerate(dict.fromkeys(each_B))}
+        group_B = np.array([group_of[each] for each in each_B], np.int64)
         with self._reading(exclude) as view:
-            mask_W = self._admit(view, filter)
-            num_matched = count_bits(mask_W)
-            if num_matched == 0:
-                return _collect([], view, query_BD.shape[0], k, 0, "empty")
-            strategy = "gather" if self._backend == "reference" else choose_strategy(num_matched, k)
-            num_rows = view.num_words * 64
-            arrays = view.arrays
-            codes = Codes(
-                arrays.codes.code_ND[:num_rows],
-                arrays.codes.scale_N[:num_rows],
-                arrays.codes.residual_N[:num_rows],
-                arrays.codes.mean_D,
-            )
-            found = [
-                filtered_topk(
-                    query_D,
-                    arrays.vector_ND[:num_rows],
-                    codes,
-                    arrays.key_N[:num_rows],
-                    mask_W,
+            masks = [self._admit(view, each) for each in group_of]
+            matched_G = [count_bits(mask_W) for mask_W in masks]
+            if self._backend == "reference":
+                steps = [Step("gather", tuple(b for b in range(num_queries) if matched_G[group_B[b]]))]
+            else:
+                num_rows = view.num_words * 64
+                steps = plan(
+                    matched_G,
+                    group_B.tolist(),
+                    num_rows,
                     k,
-                    strategy=strategy,
-                    backend=self._backend,
-                    num_threads=self.config.num_threads,
+                    self.costs,
+                    batches=num_queries > 1 and has_batches(self.dim),
                 )
-                for query_D in query_BD
-            ]
-            return _collect(found, view, len(found), k, num_matched, strategy)
+            found: dict[int, TopK] = {}
+            for step in steps:
+                found.update(self._run(step, query_BD, view, masks, group_B, k))
+            ran = "+".join(sorted({step.strategy for step in steps if step.queries})) or "empty"
+            matched_B = tuple(matched_G[group] for group in group_B)
+            return _collect(found, view, num_queries, k, matched_B, ran, shared=filters is None)
+
+    def _run(
+        self,
+        step: Step,
+        query_BD: NDArray[np.float32],
+        view: View,
+        masks: list[Words],
+        group_B: NDArray[np.int64],
+        k: int,
+    ) -> dict[int, TopK]:
+        """The best rows of a step's queries, by query."""
+        num_rows, arrays = view.num_words * 64, view.arrays
+        codes = Codes(
+            arrays.codes.code_ND[:num_rows],
+            arrays.codes.scale_N[:num_rows],
+            arrays.codes.residual_N[:num_rows],
+            arrays.codes.mean_D,
+        )
+        vector_ND, key_N, threads = arrays.vector_ND[:num_rows], arrays.key_N[:num_rows], self.config.num_threads
+        queries = list(step.queries)
+        if step.strategy == "batch":
+            used_G, place_B = np.unique(group_B[queries], return_inverse=True)
+            mask_GW = np.stack([masks[group] for group in used_G])
+            best = batched_topk(
+                query_BD[queries],
+                vector_ND,
+                codes,
+                key_N,
+                mask_GW,
+                place_B.astype(np.int64),
+                k,
+                backend=self._backend,
+                num_threads=threads,
+            )
+            return dict(zip(queries, best, strict=True))
+        return {
+            query: filtered_topk(
+                query_BD[query],
+                vector_ND,
+                codes,
+                key_N,
+                masks[group_B[query]],
+                k,
+                strategy=step.strategy,
+                backend=self._backend,
+                num_threads=threads,
+            )
+            for query in queries
+        }
 
     def search_signal(self, name: str, k: int, filter: Filter | None = None, exclude: ArrayLike | None = None) -> Hits:
         """The k items with the largest value of a signal, ties to the lower key; items at 0 take part.
@@ -260,7 +366,7 @@ class LiveIndex:
             column = view.arrays.signal_SN[self.config.signals.index(name), :num_rows]
             best = column_topk(column, view.arrays.key_N[:num_rows], mask_W, k, backend=self._backend)
             num_matched = count_bits(mask_W)
-            return _collect([best], view, 1, k, num_matched, "column" if num_matched else "empty")
+            return _collect({0: best}, view, 1, k, (num_matched,), "column" if num_matched else "empty", shared=True)
 
     def count(self, filter: Filter | None = None) -> int:
         """The number of items that the filter admits."""
@@ -293,14 +399,22 @@ class LiveIndex:
             return [view.arrays.columns.read(row) if row >= 0 else None for row in view.row_M.tolist()]
 
     def warm_up(self) -> None:
-        """Compile or load the kernels now rather than in the first searches."""
+        """Compile or load the kernels and measure what they cost now rather than in the first searches."""
         arrays = self._arrays
         vector_ND, key_N = np.zeros((64, self.dim), np.float32), np.arange(64)
         codes = Codes(arrays.codes.code_ND[:64], np.zeros(64, np.float32), np.zeros(64, np.float32), vector_ND[0])
         mask_W = np.ones(1, np.uint64)
         for strategy in get_args(Strategy):
             filtered_topk(vector_ND[0], vector_ND, codes, key_N, mask_W, 1, strategy=strategy, backend=self._backend)
+        batched_topk(
+            vector_ND[:2], vector_ND, codes, key_N, mask_W[None], np.zeros(2, np.int64), 1, backend=self._backend
+        )
         column_topk(np.zeros(64), key_N, mask_W, 1, backend=self._backend)
+        with self._reading(None) as view:
+            arrays = view.arrays
+            self.costs = calibrate(
+                arrays.vector_ND, arrays.codes, arrays.key_N, view.live_W, self._backend, self.config.num_threads
+            )
 
     # Snapshots
 
@@ -330,7 +444,9 @@ class LiveIndex:
         Raises SnapshotError, with every reason, where no snapshot in the folder is valid.
         """
         stored, info = load_newest(Path(folder), backend, num_threads)
-        return cls._restore(stored), info
+        index = cls._restore(stored)
+        give_back_freed()  # loading a million items leaves tens of megabytes behind
+        return index, info
 
     @classmethod
     def _restore(cls, stored: StoredIndex) -> LiveIndex:
@@ -340,7 +456,7 @@ class LiveIndex:
         index._num_rows = stored.num_items
         rows = np.arange(stored.num_items, dtype=np.int64)
         set_bits(index._arrays.live_W, rows)
-        index._row_of = dict(zip(index._arrays.key_N[rows].tolist(), rows.tolist(), strict=True))
+        index._row_of = KeyMap(index._arrays.key_N[rows])
         return index
 
     # Inside
@@ -372,8 +488,7 @@ class LiveIndex:
         return mask_W
 
     def _rows_of(self, key_M: NDArray[np.int64]) -> NDArray[np.int64]:
-        row_of = self._row_of.get
-        return np.fromiter((row_of(key, -1) for key in key_M.tolist()), np.int64, key_M.size)
+        return self._row_of.find(key_M, self._arrays.key_N)
 
     def _allocate(self, count: int) -> NDArray[np.int64]:
         """Rows that no reader can see: freed ones first, then new ones, growing where there are too few."""
@@ -397,19 +512,30 @@ class LiveIndex:
         return np.concatenate([*taken, np.arange(first, last, dtype=np.int64)])
 
 
-def _collect(found: list[TopK], view: View, num_queries: int, k: int, num_matched: int, strategy: str) -> Hits:
+def _collect(
+    found: Mapping[int, TopK],
+    view: View,
+    num_queries: int,
+    k: int,
+    matched_B: tuple[int, ...],
+    strategy: str,
+    *,
+    shared: bool,
+) -> Hits:
+    """shared: whether the queries had one filter, so that they matched the same items."""
     keys = np.full((num_queries, k), -1, np.int64)
     scores = np.full((num_queries, k), -np.inf, np.float32)
     with np.errstate(over="ignore"):
-        for query, best in enumerate(found):
+        for query, best in found.items():
             keys[query, : best.row_K.size] = view.arrays.key_N[best.row_K]
             scores[query, : best.row_K.size] = best.score_K
     return Hits(
         keys=keys,
         scores=scores,
         exact=True,
-        num_matched=num_matched,
-        num_scanned=sum(best.num_scanned for best in found),
-        num_rescored=sum(best.num_rescored for best in found),
+        num_matched=max(matched_B, default=0) if shared else sum(matched_B),
+        num_scanned=sum(best.num_scanned for best in found.values()),
+        num_rescored=sum(best.num_rescored for best in found.values()),
         strategy=strategy,
+        matched_per_query=() if shared else matched_B,
     )

@@ -9,24 +9,29 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from index.attributes import Attribute, Scalar, Stored
-from index.bits import Rows, Words, have_bits, pack_bits, put_bits
+from index.attributes import INT64_MAX, INT64_MIN, Attribute, Scalar, Stored
+from index.bits import Rows, Words, have_bits, list_bits, pack_bits, plane_of, put_bits
 from index.checks import check_array
+from index.sorted_rows import SortedRows
 
 FEW_VALUES = 8  # so many are compared one by one, more by sorting
+SCAN_SHARE = 16  # past 1/16 of the rows, reading the whole column is faster than reading it row by row
+
+Numbers = NDArray[np.float64 | np.int64]
 
 
 class NumberColumn:
     """int, timestamp (int64) or float (float64) values, and which rows have one."""
 
-    def __init__(self, attribute: Attribute, capacity: int) -> None:
+    def __init__(self, attribute: Attribute, capacity: int, order: SortedRows | None = None) -> None:
         self.attribute = attribute
-        dtype = np.float64 if attribute.type == "float" else np.int64
-        self._value_N: NDArray[np.float64 | np.int64] = np.zeros(capacity, dtype)
+        dtype = np.dtype(np.float64 if attribute.type == "float" else np.int64)
+        self._order = order or SortedRows(dtype)
+        self._value_N: Numbers = np.zeros(capacity, dtype)
         self._present_W: Words = np.zeros(capacity // 64, np.uint64)
 
     def grow(self, capacity: int) -> NumberColumn:
-        grown = NumberColumn(self.attribute, capacity)
+        grown = NumberColumn(self.attribute, capacity, self._order.copy())
         grown._value_N[: self._value_N.size] = self._value_N
         grown._present_W[: self._present_W.size] = self._present_W
         return grown
@@ -34,8 +39,22 @@ class NumberColumn:
     def write(self, rows: Rows, values: Sequence[Stored]) -> None:
         present = np.fromiter((value is not None for value in values), np.bool_, len(values))
         filled = [0 if value is None else value for value in values]
-        self._value_N[rows] = np.array(filled, self._value_N.dtype)
+        self._put(rows, np.array(filled, self._value_N.dtype), present)
+
+    def move(self, rows: Rows, to: Rows) -> None:
+        """Write the values of `rows` at other rows, which no reader can see."""
+        self._put(to, self._value_N[rows], have_bits(self._present_W, rows))
+
+    def _put(self, rows: Rows, values: Numbers, present: NDArray[np.bool_]) -> None:
+        self._value_N[rows] = values
         put_bits(self._present_W, rows, present)
+        filled = rows[present]
+        if filled.size:
+            self._order.append(filled, self._pairs)
+
+    def _pairs(self) -> tuple[Numbers, Rows]:
+        rows = list_bits(self._present_W)
+        return self._value_N[rows], rows
 
     def exists(self, num_words: int) -> Words:
         return self._present_W[:num_words]
@@ -43,13 +62,10 @@ class NumberColumn:
     def any_of(self, values: Sequence[Scalar], num_words: int) -> Words:
         column = self._value_N[: num_words * 64]
         wanted = np.array(values, column.dtype)
-        if wanted.size <= FEW_VALUES:
-            hit = column == wanted[0]
-            for value in wanted[1:]:
-                hit |= column == value
-        else:
-            hit = np.isin(column, wanted)
-        return pack_bits(hit) & self._present_W[:num_words]
+        rows = self._near(wanted, wanted, num_words)
+        if rows is not None:
+            return self._plane(rows[_is_in(column[rows], wanted)], num_words)
+        return pack_bits(_is_in(column, wanted)) & self._present_W[:num_words]
 
     def all_of(self, values: Sequence[Scalar], num_words: int) -> Words:
         return self.any_of(values, num_words) if len(values) == 1 else np.zeros(num_words, np.uint64)
@@ -57,10 +73,29 @@ class NumberColumn:
     def between(self, bounds: Mapping[str, int | float], num_words: int) -> Words:
         column = self._value_N[: num_words * 64]
         compare = {"gte": np.greater_equal, "gt": np.greater, "lte": np.less_equal, "lt": np.less}
+        limits = [(compare[operator], column.dtype.type(bound)) for operator, bound in bounds.items()]
+        least, most = (-np.inf, np.inf) if column.dtype == np.float64 else (INT64_MIN, INT64_MAX)
+        low = np.array([bounds.get("gte", bounds.get("gt", least))], column.dtype)
+        high = np.array([bounds.get("lte", bounds.get("lt", most))], column.dtype)
+        rows = self._near(low, high, num_words)
+        if rows is not None:
+            value = column[rows]
+            hit = limits[0][0](value, limits[0][1])
+            for operator, bound in limits[1:]:
+                hit &= operator(value, bound)
+            return self._plane(rows[hit], num_words)
         words: Words = self._present_W[:num_words]
-        for operator, bound in bounds.items():
-            words = words & pack_bits(compare[operator](column, column.dtype.type(bound)))
+        for operator, bound in limits:
+            words = words & pack_bits(operator(column, bound))
         return words
+
+    def _near(self, low: Numbers, high: Numbers, num_words: int) -> Rows | None:
+        """Rows among which all with a value in one of the intervals are; None where reading all is faster."""
+        rows = self._order.ordered.near(low, high, num_words * 64 // SCAN_SHARE)
+        return None if rows is None else rows[rows < num_words * 64]  # not those newer than this reader
+
+    def _plane(self, rows: Rows, num_words: int) -> Words:
+        return plane_of(rows, num_words) & self._present_W[:num_words]
 
     def read(self, row: int) -> Stored:
         if not self._present_W[row >> 6] >> np.uint64(row & 63) & np.uint64(1):
@@ -79,3 +114,14 @@ class NumberColumn:
         present = np.zeros(self._value_N.size, np.bool_)
         present[:num_rows] = arrays["present"]
         self._present_W[:] = pack_bits(present)
+        if present.any():
+            self._order.sort(self._pairs)
+
+
+def _is_in(column: Numbers, wanted: Numbers) -> NDArray[np.bool_]:
+    if wanted.size > FEW_VALUES:
+        return np.isin(column, wanted)
+    hit: NDArray[np.bool_] = column == wanted[0]
+    for value in wanted[1:]:
+        hit |= column == value
+    return hit

@@ -8,6 +8,7 @@ Layout and bytes: `index/FORMAT.md`.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -15,21 +16,22 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import IO, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from index.attributes import AttributeSchema
 from index.config import IndexConfig
+from index.memory import FILE_HEADER_BYTES, Reserved
 from index.rows import RowArrays
 from kernels.filtered_topk import Backend
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 _PREFIX, _PARTIAL = "snapshot-", ".partial-"
-_BLOCK_BYTES = 1 << 20
 _BLOCK_ROWS = 1 << 14
+Buffer = bytes | bytearray | memoryview
 
 
 class SnapshotError(Exception):
@@ -178,6 +180,14 @@ def _list_arrays(
     yield "keys.npy", whole(arrays.key_N[rows])
     yield "vectors.npy", (vector_ND.dtype, (rows.size, vector_ND.shape[1]), blocks)
     yield "mean.npy", whole(arrays.codes.mean_D)
+    by_row: tuple[tuple[str, NDArray[np.generic]], ...] = (
+        ("codes.npy", arrays.codes.code_ND),
+        ("scales.npy", arrays.codes.scale_N),
+        ("residuals.npy", arrays.codes.residual_N),
+    )
+    for name, array in by_row:
+        parts = (array[rows[first : first + _BLOCK_ROWS]] for first in range(0, rows.size, _BLOCK_ROWS))
+        yield name, (array.dtype, (rows.size, *array.shape[1:]), parts)
     yield "signals.npy", whole(signal_MS)
     for position, column in enumerate(arrays.columns.by_name.values()):
         for part, array in column.export(rows).items():
@@ -216,20 +226,58 @@ def _write_array(
     return {"bytes": hashing.num_bytes, "sha256": hashing.sha256.hexdigest()}
 
 
-def _read_array(path: Path, expected: Mapping[str, object]) -> NDArray[np.generic]:
-    """The array, after its size and checksum were found right; ValueError otherwise."""
-    size = path.stat().st_size
+def _check_size(path: Path, file: IO[bytes], expected: Mapping[str, object]) -> int:
+    size = os.fstat(file.fileno()).st_size
     if size != expected["bytes"]:
         raise ValueError(f"{path.name} has {size} bytes, expected {expected['bytes']}")
+    return size
+
+
+def _check_sum(path: Path, expected: Mapping[str, object], *parts: Buffer) -> None:
     sha256 = hashlib.sha256()
+    for part in parts:
+        sha256.update(part)
+    if sha256.hexdigest() != expected["sha256"]:
+        raise ValueError(f"{path.name} has sha256 {sha256.hexdigest()}, expected {expected['sha256']}")
+
+
+def _read_array(path: Path, expected: Mapping[str, object]) -> NDArray[np.generic]:
+    """The array, read once; nothing of it is interpreted before its checksum was found right (ValueError)."""
     with path.open("rb") as file:
-        while block := file.read(_BLOCK_BYTES):
-            sha256.update(block)
-        if sha256.hexdigest() != expected["sha256"]:
-            raise ValueError(f"{path.name} has sha256 {sha256.hexdigest()}, expected {expected['sha256']}")
-        file.seek(0)
-        array: NDArray[np.generic] = np.lib.format.read_array(file, allow_pickle=False)
-    return array
+        raw = bytearray(_check_size(path, file, expected))
+        file.readinto(raw)
+    _check_sum(path, expected, raw)
+    header = io.BytesIO(memoryview(raw)[: 1 << 16])
+    shape, dtype = _read_header(path, header)
+    count = int(np.prod(shape))
+    return np.frombuffer(raw, dtype, count, header.tell()).reshape(shape) if count else np.zeros(shape, dtype)
+
+
+def _read_rows(path: Path, expected: Mapping[str, object], target: NDArray[np.generic], laid: Reserved | None) -> None:
+    """Fill `target` from a file, read once. With `laid`, the file's own pages become the array where they can."""
+    with path.open("rb") as file:
+        size = _check_size(path, file, expected)
+        start = size - target.nbytes
+        header = file.read(max(start, 0))
+        pages = laid.lay_file(file, size) if laid is not None and start == FILE_HEADER_BYTES else None
+        if pages is not None:
+            _check_sum(path, expected, pages)
+        else:
+            data = target.view(np.uint8).reshape(-1)
+            file.readinto(cast(Buffer, data))
+            _check_sum(path, expected, header, cast(Buffer, data))
+    shape, dtype = _read_header(path, io.BytesIO(header))
+    if shape != target.shape or dtype != target.dtype:
+        raise ValueError(f"{path.name} holds {dtype}{list(shape)}, expected {target.dtype}{list(target.shape)}")
+
+
+def _read_header(path: Path, header: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[np.generic]]:
+    if np.lib.format.read_magic(header) != (1, 0):
+        raise ValueError(f"{path.name} is not a .npy file of version 1.0")
+    shape, fortran, dtype = np.lib.format.read_array_header_1_0(header)
+    if fortran or dtype.hasobject:
+        raise ValueError(f"{path.name} holds {dtype}, expected plain values in C order")
+    return shape, dtype
 
 
 def _load(path: Path, manifest: dict[str, object], backend: Backend, num_threads: int | None) -> Stored:
@@ -249,33 +297,50 @@ def _load(path: Path, manifest: dict[str, object], backend: Backend, num_threads
         num_threads=num_threads,
     )
     files = _field(manifest, "files", dict)
-    found = {name: _read_array(path / name, expected) for name, expected in files.items()}
-    arrays = RowArrays(config, config.capacity)
-    _fill(arrays, found, num_items)
-    arrays = arrays.with_mean(_mean(found, dim), num_items)
+    return Stored(_read_rows_of(path, files, config, manifest), num_items, _field(manifest, "offsets", dict))
+
+
+def _read_rows_of(
+    path: Path, files: Mapping[str, Mapping[str, object]], config: IndexConfig, manifest: Mapping[str, object]
+) -> RowArrays:
+    """The arrays of a snapshot: vectors laid under their array, codes and keys read into theirs."""
+    num_items = _field(manifest, "num_items", int)
+    mean_D = _mean(_read_array(path / "mean.npy", files["mean.npy"]), config.dim)
+    arrays = RowArrays(config, config.capacity, mean_D=mean_D)
     arrays.has_mean = _field(manifest, "has_mean", bool)
-    return Stored(arrays, num_items, _field(manifest, "offsets", dict))
-
-
-def _fill(arrays: RowArrays, found: Mapping[str, NDArray[np.generic]], num_items: int) -> None:
-    for name, target in (
-        ("keys.npy", arrays.key_N[:num_items]),
-        ("vectors.npy", arrays.vector_ND[:num_items]),
-        ("signals.npy", arrays.signal_SN[:, :num_items].T),
-    ):
-        if found[name].shape != target.shape or found[name].dtype != target.dtype:
-            raise ValueError(
-                f"{name} holds {found[name].dtype}{list(found[name].shape)}, expected {list(target.shape)}"
-            )
-        target[:] = found[name]
+    codes = arrays.codes
+    targets: dict[str, tuple[NDArray[np.generic], Reserved | None]] = {
+        "keys.npy": (arrays.key_N[:num_items], None),
+        "vectors.npy": (arrays.vector_ND[:num_items], arrays.room["vector"]),
+        "codes.npy": (codes.code_ND[:num_items], None),
+        "scales.npy": (codes.scale_N[:num_items], None),
+        "residuals.npy": (codes.residual_N[:num_items], None),
+    }
+    rest = {}
+    for name, expected in files.items():
+        if name in targets:
+            target, laid = targets[name]
+            _read_rows(path / name, expected, target, laid)
+        elif name != "mean.npy":
+            rest[name] = _read_array(path / name, expected)
+    for name in ("keys.npy", "vectors.npy", "signals.npy"):
+        if name not in files:
+            raise ValueError(f"the manifest names no {name}")
+    signal_MS = rest["signals.npy"]
+    if signal_MS.shape != (num_items, len(config.signals)) or signal_MS.dtype != np.float64:
+        raise ValueError(f"signals.npy holds {signal_MS.dtype}{list(signal_MS.shape)}")
+    arrays.signal_SN[:, :num_items] = signal_MS.T
     for position, column in enumerate(arrays.columns.by_name.values()):
         start = f"attribute-{position:03d}-"
-        parts = {name.removeprefix(start)[:-4]: found[name] for name in found if name.startswith(start)}
-        column.load(parts, num_items)
+        column.load({name.removeprefix(start)[:-4]: rest[name] for name in rest if name.startswith(start)}, num_items)
+    if any(name not in files for name in ("codes.npy", "scales.npy", "residuals.npy")):
+        has_mean = arrays.has_mean
+        arrays = arrays.with_mean(mean_D, num_items)
+        arrays.has_mean = has_mean
+    return arrays
 
 
-def _mean(found: Mapping[str, NDArray[np.generic]], dim: int) -> NDArray[np.float32]:
-    mean_D = found["mean.npy"]
+def _mean(mean_D: NDArray[np.generic], dim: int) -> NDArray[np.float32]:
     if mean_D.shape != (dim,) or mean_D.dtype != np.float32:
         raise ValueError(f"mean.npy holds {mean_D.dtype}{list(mean_D.shape)}, expected float32[{dim}]")
     return mean_D.astype(np.float32)

@@ -41,6 +41,14 @@ class QueryCode(NamedTuple):
     slack: float  # float64 rounding of everything else, the final score's own rounding included
 
 
+class CoarseQuery(NamedTuple):
+    """A query as an int8 code, for the product of many queries with many rows."""
+
+    step_D: NDArray[np.int8]
+    scale: float
+    error: float  # upper bound of ||query - scale * step||
+
+
 def encode_rows(
     vector_ND: NDArray[np.float32], mean_D: NDArray[np.float32]
 ) -> tuple[NDArray[np.int8], NDArray[np.float32], NDArray[np.float32]]:
@@ -86,3 +94,16 @@ def encode_query(query_D: NDArray[np.float32], mean_D: NDArray[np.float32]) -> Q
     return QueryCode(
         step.astype(np.int16), scale, float(query @ mean), scale_error, norm, spread * (dim + 16) * 2.0**-52
     )
+
+
+def encode_query_coarsely(query_D: NDArray[np.float32]) -> CoarseQuery:
+    """Quantise a finite query to 8 bits a dimension.
+
+    A row's score changes by at most error * scale_i * ||code_i|| (Cauchy-Schwarz), beside what `encode_query` bounds.
+    """
+    query = query_D.astype(np.float64)
+    scale = float(np.abs(query).max(initial=0.0)) / CODE_MAX
+    step = np.clip(np.rint(query / scale), -CODE_MAX, CODE_MAX) if scale > 0 else np.zeros(query.size)
+    lost = query - step * scale
+    error = float(np.sqrt(lost @ lost)) * (1 + 1e-9) + float(np.abs(query).sum()) * 2.0**-50
+    return CoarseQuery(step.astype(np.int8), scale, error)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from kernels.codes import MAX_DIM, Codes
 
 Backend = Literal["auto", "cpu", "serial", "reference"]
-Strategy = Literal["stream", "gather"]
+Strategy = Literal["stream", "compact", "gather"]
 
 
 class TopK(NamedTuple):
@@ -44,19 +44,16 @@ def filtered_topk(
 ) -> TopK:
     """The k best rows that the mask admits. Bit r % 64 of word r // 64 admits row r.
 
-    strategy: "stream" scans the int8 codes, drops what the error bound excludes and rescores the rest in full
-    precision; "gather" rescores every admitted row. Both give the same hits.
+    strategy: "stream" scans the int8 codes in row order, drops what the error bound excludes and rescores the rest in
+    full precision; "compact" lists the admitted rows first and reads only their codes; "gather" rescores every
+    admitted row. All give the same hits.
     backend: "cpu" is compiled (numba) and uses up to `num_threads` threads of its own where the work is large;
     "serial" is the same on the calling thread; "reference" is plain numpy; "auto" takes "cpu" where numba is
     installed. Keys of admitted rows must differ from one another.
 
     Raises ValueError for shapes or dtypes that do not fit, k < 1, or a query that is not finite.
     """
-    _check(query_D, vector_ND, codes, key_N, mask_W, k)
-    if backend not in ("auto", "cpu", "serial", "reference"):
-        raise ValueError(f"backend {backend!r}: expected auto, cpu, serial or reference")
-    if strategy not in ("stream", "gather"):
-        raise ValueError(f"strategy {strategy!r}: expected stream or gather")
+    check_arguments(query_D, vector_ND, codes, key_N, mask_W, k, backend, strategy)
     if backend == "auto":
         backend = "cpu" if has_numba() else "reference"
     if backend == "reference":
@@ -78,14 +75,17 @@ def has_numba() -> bool:
     return True
 
 
-def _check(
+def check_arguments(
     query_D: NDArray[np.float32],
     vector_ND: NDArray[np.float32],
     codes: Codes,
     key_N: NDArray[np.int64],
     mask_W: NDArray[np.uint64],
     k: int,
+    backend: str,
+    strategy: str,
 ) -> None:
+    """ValueError for what `filtered_topk` does not take, with the value and what was expected."""
     if vector_ND.ndim != 2 or vector_ND.dtype != np.float32 or not vector_ND.flags.c_contiguous:
         raise ValueError(f"vectors: {vector_ND.dtype}{list(vector_ND.shape)}, expected contiguous float32[N,D]")
     num_rows, dim = vector_ND.shape
@@ -110,3 +110,7 @@ def _check(
         raise ValueError(f"mask: admits rows past the last of {num_rows}")
     if k < 1:
         raise ValueError(f"k = {k}, expected at least 1")
+    if backend not in ("auto", "cpu", "serial", "reference"):
+        raise ValueError(f"backend {backend!r}: expected auto, cpu, serial or reference")
+    if strategy not in ("stream", "compact", "gather"):
+        raise ValueError(f"strategy {strategy!r}: expected stream, compact or gather")

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 import index.code_column as code_column
-import index.planner as planner
 import index.rows as index_rows
 from index.attributes import AttributeSchema
 from index.filter import parse_filter
 from index.live import IndexConfig, LiveIndex
+from index.planner import Costs
 from tests.index.worlds import SCHEMA, attributes, best_items, filters, listed
 
 DIM = 5
@@ -24,6 +24,12 @@ SMALL_KEYS = st.integers(0, NUM_KEYS - 1)
 vectors = st.lists(st.sampled_from([0.0, 1.0, -1.0, 0.5, 3.0, 1e-3, -2.5]), min_size=DIM, max_size=DIM).map(
     lambda values: np.array(values, np.float32)
 )
+
+NEVER = 1e18
+GATHER = Costs(gather=0.0)
+COMPACT = Costs(compact=0.0, gather=NEVER, batch=NEVER)
+STREAM = Costs(compact=NEVER, gather=NEVER, batch=NEVER)
+BATCH = Costs(batch=0.0, batch_query=0.0, gather=NEVER)
 
 
 def make_index(**options):
@@ -81,18 +87,31 @@ class Catalogue(RuleBasedStateMachine):
         k=st.integers(1, 70),
         tree=st.none() | filters,
         exclude=st.none() | st.lists(SMALL_KEYS, max_size=20),
-        gather_rows=st.sampled_from([0, 10_000]),
+        costs=st.sampled_from([GATHER, COMPACT, STREAM, BATCH]),
     )
-    def search(self, query, k, tree, exclude, gather_rows):
-        old, planner.GATHER_ROWS = planner.GATHER_ROWS, gather_rows
+    def search(self, query, k, tree, exclude, costs):
+        self.index.costs = costs
         hits = self.index.search(query, k, tree, None if exclude is None else np.array(exclude, np.int64))
-        planner.GATHER_ROWS = old
         left_out = exclude or ()
         assert hits.exact
         assert listed(hits) == best_items(query, self.items, k, tree, left_out)
         matched = [key for key, (_, each) in self.items.items() if tree is None or tree.matches(each)]
         assert hits.num_matched == len(set(matched) - set(left_out))
         assert self.index.count(tree) == len(matched)
+
+    @rule(
+        queries=st.lists(st.tuples(vectors, st.none() | filters), min_size=1, max_size=6),
+        k=st.integers(1, 40),
+        costs=st.sampled_from([GATHER, COMPACT, STREAM, BATCH, Costs()]),
+    )
+    def search_with_a_filter_each(self, queries, k, costs):
+        self.index.costs = costs
+        query_BD, trees = np.stack([query for query, _ in queries]), [tree for _, tree in queries]
+        hits = self.index.search(query_BD, k, filters=trees)
+        for place, (query, tree) in enumerate(queries):
+            assert listed(hits, place) == best_items(query, self.items, k, tree)
+            assert hits.matched_per_query[place] == self.index.count(tree)
+        assert hits.num_matched == sum(hits.matched_per_query)
 
     @rule(k=st.integers(1, 70), tree=st.none() | filters, exclude=st.lists(SMALL_KEYS, max_size=5))
     def search_signal(self, k, tree, exclude):
@@ -213,6 +232,7 @@ def test_wrong_reads_are_named():
         (lambda: index.search([np.inf] * DIM, 3), "nan or inf"),
         (lambda: index.search(np.ones(DIM), 0), "k = 0"),
         (lambda: index.search(np.ones(DIM), 2**40), "k = "),
+        (lambda: index.search(np.ones((2, DIM)), 3, filters=[None]), "1 filters for 2 queries"),
         (lambda: index.search_signal("week", 3), r"'week'.*\['hour', 'day'\]"),
         (lambda: IndexConfig(dim=0), "dim = 0"),
         (lambda: IndexConfig(dim=2, signals=("a", "a")), "twice"),
@@ -244,6 +264,34 @@ def test_the_plan_is_told():
     many = index.search(np.ones(DIM), 10)
     assert (many.strategy, many.num_matched, many.num_scanned) == ("stream", 2000, 2000)
     assert 10 <= many.num_rescored < 200
+
+
+def test_queries_share_a_pass_where_that_is_cheaper():
+    index = make_index()
+    rng = np.random.default_rng(0)
+    index.upsert(np.arange(2000), rng.standard_normal((2000, DIM)), [{"year": key % 100} for key in range(2000)])
+    queries = rng.standard_normal((16, DIM)).astype(np.float32)
+    together = index.search(queries, 10)
+    assert together.strategy == "batch" and together.num_scanned == 16 * 2000
+    alone = [index.search(query, 10) for query in queries]
+    assert together.keys.tolist() == [hits.keys[0].tolist() for hits in alone]
+    assert together.scores.tolist() == [hits.scores[0].tolist() for hits in alone]
+    few, most = parse_filter("year = 3", SCHEMA), parse_filter("year != 3", SCHEMA)
+    mixed = index.search(queries, 10, filters=[few, most, None, few] * 4)
+    assert mixed.strategy == "batch+gather"
+    assert mixed.matched_per_query == (20, 1980, 2000, 20) * 4
+
+
+def test_costs_are_measured_where_there_are_rows():
+    index = make_index()
+    index.warm_up()
+    assert index.costs == Costs()
+    rng = np.random.default_rng(0)
+    index.upsert(np.arange(20_000), rng.standard_normal((20_000, DIM)), [{}] * 20_000)
+    index.warm_up()
+    assert index.costs != Costs()
+    assert index.costs.gather > index.costs.compact >= 0 and index.costs.start > 0
+    assert index.search(np.ones(DIM), 3).exact
 
 
 def test_warm_up_changes_nothing():
@@ -287,6 +335,7 @@ import sys
 sys.modules["numba"] = None
 import numpy as np
 from index.live import IndexConfig, LiveIndex
+from index.planner import Costs
 index = LiveIndex(IndexConfig(dim=2, signals=("n",)))
 index.upsert([3, 4], [[1, 0], [0, 1]], [{}, {}])
 index.add_signals([4], [[1.0]])

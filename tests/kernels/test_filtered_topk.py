@@ -39,7 +39,7 @@ def oracle(query, vectors, keys, flags, k):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("strategy", ["stream", "gather"])
+@pytest.mark.parametrize("strategy", ["stream", "compact", "gather"])
 @pytest.mark.parametrize(
     ("num_rows", "dim", "k"),
     [(1, 1, 1), (63, 3, 5), (64, 1, 64), (65, 17, 100), (130, 5, 1), (500, 33, 20), (1000, 128, 10), (200, 700, 7)],
@@ -91,7 +91,7 @@ def test_equals_the_oracle_on_adversarial_vectors(family, query_family):
     for query in queries:
         expected = oracle(query, vectors, keys, flags, 12)
         for mean in means:
-            for strategy in ("stream", "gather"):
+            for strategy in ("stream", "compact", "gather"):
                 assert search(query, vectors, keys, flags, 12, mean, strategy=strategy) == expected
 
 
@@ -110,7 +110,9 @@ def test_equals_the_oracle_on_any_floats(data):
     query = np.array(data.draw(st.lists(number, min_size=dim, max_size=dim)), np.float32)
     k = data.draw(st.integers(1, 12))
     mean = vectors[0]
-    for backend, strategy in [("serial", "stream"), ("serial", "gather"), ("reference", "stream")]:
+    for backend, strategy in [
+        (each, way) for each in ("serial", "reference") for way in ("stream", "compact", "gather")
+    ]:
         found = search(query, vectors, keys, flags, k, mean, backend=backend, strategy=strategy)
         assert found == oracle(query, vectors, keys, flags, k)
 

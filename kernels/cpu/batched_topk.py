@@ -1,0 +1,319 @@
+"""Exact filtered top-k of several queries at once: a blocked integer GEMM tells which rows deserve a closer look.
+
+# B = queries, N = rows, D = dimensions, W = mask words, G = masks, T = rows of a tile, K = results, C = candidates kept
+
+Tiles of codes are multiplied with int8 query codes (oneDNN through torch). What that coarser query can be off by,
+scale_i * ||code_i|| * ||query - its code||, is added to the bounds of one query's scan; a row that may still reach
+the threshold is scored again against the int16 query code while its own code is in cache. From there on everything
+is as for one query. Where fewer than most rows are admitted, tiles are gathered; otherwise they are read in place.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from kernels.codes import CODE_MAX, Codes, QueryCode, encode_query, encode_query_coarsely
+from kernels.cpu.compile import compiled
+from kernels.cpu.filtered_topk import PARALLEL_BYTES, filtered_topk, merge_candidates, rescore_candidates
+from kernels.cpu.scan_codes import compact_candidates, dot, list_rows, replace_least
+from kernels.cpu.threads import count_cores, scan_pool
+from kernels.filtered_topk import TopK
+
+TILE_ROWS = 16_384  # the tile's codes and scores stay within the shared cache; smaller ones cost GEMM efficiency
+BLOCK_ROWS = 64  # rows that every query looks at before the next; few, for one that reaches costs a second look at all
+MAX_BATCH = 64  # queries of one pass: bounds the scores of a tile to 4 MiB per thread
+DENSE_SHARE = 0.5  # of rows admitted: from here on multiplying the others too costs less than gathering
+_FIRST_CANDIDATES = 4096
+_NUM_TERMS = 9
+
+
+class Batch(NamedTuple):
+    """Queries prepared for a pass."""
+
+    step_BD: NDArray[np.int16]
+    coarse_BD: NDArray[np.int8]
+    term_BP: NDArray[np.float64]  # see `_encode`
+
+
+class _Found(NamedTuple):
+    row_BC: NDArray[np.int64]
+    upper_BC: NDArray[np.float64]
+    heap_BK: NDArray[np.float64]
+    count_B: NDArray[np.int64]  # -1: the candidates of this query did not fit
+
+
+@compiled
+def _describe_tile(
+    code_TD: NDArray[np.int8],
+    scale_N: NDArray[np.float32],
+    residual_N: NDArray[np.float32],
+    row_T: NDArray[np.int64],
+    scale_T: NDArray[np.float32],
+    residual_T: NDArray[np.float32],
+    length_T: NDArray[np.float32],
+) -> None:
+    """Scale, residual, and an upper bound of scale * ||code|| of every row."""
+    for place in range(row_T.shape[0]):
+        total = np.int32(0)
+        for dimension in range(code_TD.shape[1]):
+            code = np.int32(code_TD[place, dimension])
+            total = np.int32(total + np.int32(code * code))
+        scale_T[place] = scale_N[row_T[place]]
+        residual_T[place] = residual_N[row_T[place]]
+        length_T[place] = np.float32(np.float64(scale_T[place]) * np.sqrt(np.float64(total)) * (1 + 1e-6) + 1e-44)
+
+
+@compiled
+def _count_reaching(
+    dot_R: NDArray[np.int32],
+    scale_R: NDArray[np.float32],
+    residual_R: NDArray[np.float32],
+    length_R: NDArray[np.float32],
+    terms: tuple[float, float, float, float, float],
+    threshold: float,
+) -> int:
+    """How many rows of a block reach the threshold; a function of its own, so that the loop becomes vector code."""
+    coarse_scale, coarse_error, rounding, query_norm, base = terms
+    reaching = 0
+    for place in range(dot_R.shape[0]):
+        inner = np.float64(scale_R[place]) * (coarse_scale * np.float64(dot_R[place]) + rounding)
+        outer = np.float64(length_R[place]) * coarse_error + np.float64(residual_R[place]) * query_norm
+        reaching += 1 if inner + outer + base >= threshold else 0
+    return reaching
+
+
+@compiled
+def _select(
+    dot_BT: NDArray[np.int32],
+    code_TD: NDArray[np.int8],
+    scale_T: NDArray[np.float32],
+    residual_T: NDArray[np.float32],
+    length_T: NDArray[np.float32],
+    row_T: NDArray[np.int64],
+    mask_GW: NDArray[np.uint64],
+    group_B: NDArray[np.int64],
+    step_BD: NDArray[np.int16],
+    term_BP: NDArray[np.float64],
+    heap_BK: NDArray[np.float64],
+    row_BC: NDArray[np.int64],
+    upper_BC: NDArray[np.float64],
+    count_B: NDArray[np.int64],
+) -> None:
+    """Add the rows of one tile to the candidates of every query. heap_BK: as in `scan_words`, one row per query."""
+    num_rows = row_T.shape[0]
+    room = row_BC.shape[1]
+    for start in range(0, num_rows, BLOCK_ROWS):
+        last = min(start + BLOCK_ROWS, num_rows)
+        scale_R, residual_R, length_R = scale_T[start:last], residual_T[start:last], length_T[start:last]
+        for query in range(dot_BT.shape[0]):
+            count = count_B[query]
+            if count < 0:
+                continue
+            heap_K = heap_BK[query]
+            coarse_scale = term_BP[query, 6]
+            coarse_error = term_BP[query, 7]
+            rounding = term_BP[query, 8]
+            mean_score = term_BP[query, 1]
+            query_norm = term_BP[query, 3]
+            slack = term_BP[query, 4]
+            base = mean_score + slack
+            terms = (coarse_scale, coarse_error, rounding, query_norm, base)
+            dot_R = dot_BT[query, start:last]
+            if not _count_reaching(dot_R, scale_R, residual_R, length_R, terms, heap_K[0]):
+                continue
+            query_scale = term_BP[query, 0]
+            scale_error = term_BP[query, 2]
+            mask_W = mask_GW[group_B[query]]
+            for place in range(start, last):
+                scale = np.float64(scale_T[place])
+                residual = np.float64(residual_T[place])
+                inner = scale * (coarse_scale * np.float64(dot_BT[query, place]) + rounding)
+                outer = np.float64(length_T[place]) * coarse_error + residual * query_norm
+                if not inner + outer + base >= heap_K[0]:
+                    continue
+                row = row_T[place]
+                if (mask_W[row >> 6] >> np.uint64(row & 63)) & np.uint64(1) == np.uint64(0):
+                    continue
+                middle = mean_score + scale * query_scale * np.float64(dot(code_TD, place, step_BD[query]))
+                width = scale * scale_error + residual * query_norm + slack
+                if middle + width >= heap_K[0]:
+                    if count == room:
+                        count = compact_candidates(row_BC[query], upper_BC[query], count, heap_K[0])
+                        if 2 * count > room:
+                            count = -1
+                            break
+                    row_BC[query, count] = row
+                    upper_BC[query, count] = middle + width
+                    count += 1
+                    if middle - width > heap_K[0]:
+                        replace_least(heap_K, middle - width)
+            count_B[query] = count
+
+
+def batched_topk(
+    query_BD: NDArray[np.float32],
+    vector_ND: NDArray[np.float32],
+    codes: Codes,
+    key_N: NDArray[np.int64],
+    mask_GW: NDArray[np.uint64],
+    group_B: NDArray[np.int64],
+    k: int,
+    num_threads: int | None,
+) -> list[TopK]:
+    """See `kernels.batched_topk`; arguments are checked there."""
+    found: list[TopK] = []
+    for first in range(0, query_BD.shape[0], MAX_BATCH):
+        chunk = slice(first, first + MAX_BATCH)
+        found += _run(query_BD[chunk], vector_ND, codes, key_N, mask_GW, group_B[chunk], k, num_threads)
+    return found
+
+
+def _run(
+    query_BD: NDArray[np.float32],
+    vector_ND: NDArray[np.float32],
+    codes: Codes,
+    key_N: NDArray[np.int64],
+    mask_GW: NDArray[np.uint64],
+    group_B: NDArray[np.int64],
+    k: int,
+    num_threads: int | None,
+) -> list[TopK]:
+    union_W = mask_GW[0] if len(mask_GW) == 1 else np.bitwise_or.reduce(mask_GW[np.unique(group_B)], axis=0)
+    num_union = int(np.bitwise_count(union_W).sum())
+    threads = num_threads or count_cores()
+    parts = min(threads, max(1, num_union * len(query_BD) * codes.code_ND.shape[1] // (4 * PARALLEL_BYTES)))
+    edges = [union_W.size * part // parts for part in range(parts + 1)]
+    batch = _encode(query_BD, codes)
+    k = min(k, max(num_union, 1))
+
+    def scan(part: int) -> _Found:
+        return _scan_part(batch, codes, union_W, edges[part], edges[part + 1], mask_GW, group_B, k)
+
+    def finish(queries: range) -> list[TopK]:
+        return [
+            _finish(query_BD[query], vector_ND, codes, key_N, mask_GW[group_B[query]], k, query, scanned)
+            for query in queries
+        ]
+
+    futures = [scan_pool().submit(scan, part) for part in range(1, parts)]
+    scanned = [scan(0), *(future.result() for future in futures)]
+    size = len(query_BD)
+    shares = [range(size * part // parts, size * (part + 1) // parts) for part in range(parts)]
+    rescored = [scan_pool().submit(finish, share) for share in shares[1:]]
+    return [*finish(shares[0]), *(best for future in rescored for best in future.result())]
+
+
+def _finish(
+    query_D: NDArray[np.float32],
+    vector_ND: NDArray[np.float32],
+    codes: Codes,
+    key_N: NDArray[np.int64],
+    mask_W: NDArray[np.uint64],
+    k: int,
+    query: int,
+    scanned: list[_Found],
+) -> TopK:
+    num_matched = int(np.bitwise_count(mask_W).sum())
+    if any(each.count_B[query] < 0 for each in scanned):
+        return filtered_topk(query_D, vector_ND, codes, key_N, mask_W, k, "stream", 1)
+    found = [
+        (each.row_BC[query, : each.count_B[query]], each.upper_BC[query, : each.count_B[query]], each.heap_BK[query])
+        for each in scanned
+    ]
+    k = min(k, num_matched)
+    if k == 0:
+        return TopK(np.empty(0, np.int64), np.empty(0, np.float64), 0, 0)
+    row_C, upper_C = merge_candidates(found, k)
+    return rescore_candidates(query_D, vector_ND, key_N, row_C, upper_C, k, num_matched)
+
+
+def _encode(query_BD: NDArray[np.float32], codes: Codes) -> Batch:
+    step_BD = np.empty(query_BD.shape, np.int16)
+    coarse_BD = np.empty(query_BD.shape, np.int8)
+    term_BP = np.empty((len(query_BD), _NUM_TERMS))
+    for place, query_D in enumerate(query_BD):
+        fine: QueryCode = encode_query(query_D, codes.mean_D)
+        coarse = encode_query_coarsely(query_D)
+        step_BD[place], coarse_BD[place] = fine.step_D, coarse.step_D
+        rounding = CODE_MAX * float(np.abs(query_D.astype(np.float64)).sum()) * 2.0**-44
+        term_BP[place] = (
+            *(fine.scale, fine.mean_score, fine.scale_error, fine.norm, fine.slack, 0.0),
+            *(coarse.scale, coarse.error, rounding),
+        )
+    return Batch(step_BD, coarse_BD, term_BP)
+
+
+def _scan_part(
+    batch: Batch,
+    codes: Codes,
+    union_W: NDArray[np.uint64],
+    first_word: int,
+    last_word: int,
+    mask_GW: NDArray[np.uint64],
+    group_B: NDArray[np.int64],
+    k: int,
+) -> _Found:
+    """Candidates of all queries among the rows of some words."""
+    size, dim = batch.step_BD.shape
+    room = max(_FIRST_CANDIDATES, 4 * k)
+    found = _Found(
+        np.empty((size, room), np.int64),
+        np.empty((size, room)),
+        np.full((size, k), -np.inf),
+        np.zeros(size, np.int64),
+    )
+    words = union_W[first_word:last_word]
+    num_rows = min(last_word * 64, codes.code_ND.shape[0]) - first_word * 64
+    num_matched = int(np.bitwise_count(words).sum())
+    # torch does not read arrays that it may not write to.
+    in_place = num_matched >= DENSE_SHARE * num_rows and codes.code_ND.flags.writeable
+    if in_place:
+        row_M = np.arange(first_word * 64, first_word * 64 + num_rows)
+    else:
+        row_M = np.empty(num_matched, np.int64)
+        list_rows(words, row_M)
+        row_M += first_word * 64
+    tile = min(TILE_ROWS, max(row_M.size, 1))
+    scale_T, residual_T, length_T = (np.empty(tile, np.float32) for _ in range(3))
+    buffer = torch.empty(size * tile, dtype=torch.int32)
+    coarse = torch.from_numpy(batch.coarse_BD)
+    for first in range(0, row_M.size, tile):
+        row_T = row_M[first : first + tile]
+        count = row_T.size
+        code_TD = codes.code_ND[row_T[0] : row_T[-1] + 1] if in_place else codes.code_ND[row_T]
+        dots = buffer[: size * count].view(size, count)
+        torch._int_mm(coarse, torch.from_numpy(code_TD).t(), out=dots)
+        _describe_tile(code_TD, codes.scale_N, codes.residual_N, row_T, scale_T, residual_T, length_T)
+        _select(
+            dots.numpy(),
+            code_TD,
+            scale_T,
+            residual_T,
+            length_T,
+            row_T,
+            mask_GW,
+            group_B,
+            batch.step_BD,
+            batch.term_BP,
+            found.heap_BK,
+            found.row_BC,
+            found.upper_BC,
+            found.count_B,
+        )
+    return found
+
+
+@cache
+def has_exact_product() -> bool:
+    """Whether torch's int8 product is exact here; on processors without VNNI instructions it may saturate."""
+    left = torch.full((4, 128), CODE_MAX, dtype=torch.int8)
+    left[1], left[2, ::2] = -CODE_MAX, -CODE_MAX
+    right = torch.full((64, 128), CODE_MAX, dtype=torch.int8)
+    right[1::4], right[2::4, ::2] = -CODE_MAX, -CODE_MAX
+    expected = left.to(torch.int32) @ right.to(torch.int32).t()
+    return bool(torch.equal(torch._int_mm(left, right.t()), expected))
