@@ -69,9 +69,13 @@ def load_training_data(storage: Storage, schema: FeatureSchema) -> TrainingData:
     arrival_ms, arrival_sequence = table["arrival_ms"].to_numpy(), table["arrival_sequence"].to_numpy()
     known = (arrival_ms < limit_ms) | ((arrival_ms == limit_ms) & (arrival_sequence <= limit_sequence))
     table = table.filter(pa.array(known | (arrival_ms == 0)))
-    if not len(item_keys) or not table.num_rows:
+    events = archived_events(schema, table)
+    # Impressions are logged by serving: counted in, they would move every split and window that is a share of events.
+    events = events.take(events.action_masks != 0)
+    if not len(item_keys) or not len(events):
         raise NothingToTrainOn(
-            f"the archive in {storage.data_dir} holds {len(item_keys)} items and {table.num_rows} events; "
+            f"the archive in {storage.data_dir} holds {len(item_keys)} items and {len(events)} events "
+            "that are actions; "
             "import both first: shortlist import items FILE, shortlist import events FILE"
         )
     items = ItemTable(schema)
@@ -82,7 +86,7 @@ def load_training_data(storage: Storage, schema: FeatureSchema) -> TrainingData:
         item_attributes=item_attributes,
         items=items,
         users=dict(zip(user_keys.tolist(), user_attributes, strict=True)),
-        events=archived_events(schema, table),
+        events=events,
         items_offset=items_offset,
         events_offset=events_offset,
     )

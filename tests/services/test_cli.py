@@ -58,7 +58,7 @@ def test_import_reports_each_rejected_row_and_keeps_the_rest(demo_data: tuple[Pa
         (("serve",), {"SHORTLIST_GATWAY": "1"}, "unknown variable SHORTLIST_GATWAY"),
         (("serve",), {"SHORTLIST_HTTP__PORT": "eighty"}, "SHORTLIST_HTTP__PORT"),
         (("serve", "--config", "/nowhere.toml"), {}, "/nowhere.toml does not exist"),
-        (("train",), {}, "0 items and 0 events"),
+        (("train",), {}, "0 items and 0 events that are actions"),
         (("import", "items", "/nowhere.csv"), {}, "/nowhere.csv"),
         (("demo", "--data", "/nowhere.zip"), {}, "no such file or folder"),
     ],
