@@ -48,4 +48,6 @@ class AttributeEncoder(nn.Module):
         missing_NF = torch.from_numpy(missing)
         scaled_NF = ((torch.from_numpy(numbers) - self.mean) / self.scale).clamp(-5.0, 5.0)
         scaled_NF = scaled_NF.masked_fill(missing_NF, 0.0)
-        return torch.cat([*(self._table[0].bag(bag) for bag in bags), scaled_NF, missing_NF.float()], dim=1)
+        return torch.cat(
+            [*(self._table[0].bag(torch.from_numpy(bag)) for bag in bags), scaled_NF, missing_NF.float()], dim=1
+        )

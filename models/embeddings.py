@@ -1,64 +1,112 @@
 """Embeddings of 64-bit hashes without a vocabulary."""
 
-# n = hashes, W = places in a bag, D = embedding dimensions
+# n = hashes, W = places in a bag, P = rows of one hash, D = embedding dimensions
 
 from __future__ import annotations
 
-import numpy as np
+from dataclasses import dataclass
+from typing import Protocol
+
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-_HALF_BITS = 16
-_PART_ROWS = 1 << _HALF_BITS
-NUM_PARTS = 4
+_HALF = 0xFFFFFFFF
 
 
-def split_hashes(hashes: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return int64[..., 4]: the table rows of each hash, two for either 32-bit half.
+class RowMap(Protocol):
+    """Which rows of a table a hash is the sum of."""
 
-    A half becomes a quotient and a remainder by 2^16, and each of the four parts has its own 65,536 rows, so
-    two hashes share all rows only if both of their halves are equal: only if they are the same hash.
+    @property
+    def num_rows(self) -> int: ...
+
+    def __call__(self, hashes: Tensor) -> Tensor:
+        """Return int64[..., P] for int64 hashes of any shape."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class QuotientRemainder:
+    """Two 32-bit halves of a hash, each a quotient and a remainder with tables of their own: four rows.
+
+    LiRank (arXiv 2402.06859), vocabulary compression: the 64-bit hash is bit-cast to two uint32. A half u becomes
+    (u mod remainder_rows, u div remainder_rows mod quotient_rows). With quotient_rows x remainder_rows >= 2^32, as at
+    2^16 each, the cheapest such pair, two hashes share all rows only if they are the same hash; with less, halves that
+    agree modulo the product collide. The hashes are xxh3's (models/data/attributes.py), mixed well enough to be cut.
     """
-    bits = np.ascontiguousarray(hashes, dtype=np.int64).view(np.uint64)
-    shifts = np.arange(NUM_PARTS, dtype=np.uint64) * np.uint64(_HALF_BITS)
-    parts = (bits[..., None] >> shifts) & np.uint64(_PART_ROWS - 1)
-    rows: NDArray[np.int64] = parts.astype(np.int64) + np.arange(NUM_PARTS, dtype=np.int64) * _PART_ROWS
-    return rows
+
+    quotient_rows: int = 1 << 16
+    remainder_rows: int = 1 << 16
+
+    def __post_init__(self) -> None:
+        if min(self.quotient_rows, self.remainder_rows) < 1:
+            raise ValueError(f"tables of {self.quotient_rows} and {self.remainder_rows} rows; expected at least 1 each")
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the four tables, which lie one after another in one weight."""
+        return 2 * (self.quotient_rows + self.remainder_rows)
+
+    def __call__(self, hashes: Tensor) -> Tensor:
+        """Return int64[..., 4]: remainder and quotient row of the low half, then of the high one."""
+        per_half = self.quotient_rows + self.remainder_rows
+        rows = []
+        for place, half in enumerate((hashes & _HALF, (hashes >> 32) & _HALF)):
+            rows.append(half % self.remainder_rows + place * per_half)
+            quotients = torch.div(half, self.remainder_rows, rounding_mode="floor") % self.quotient_rows
+            rows.append(quotients + (place * per_half + self.remainder_rows))
+        return torch.stack(rows, dim=-1)
+
+
+@dataclass(frozen=True, slots=True)
+class Modulo:
+    """The hashing trick: one row, the hash modulo the table. Hashes that meet share everything."""
+
+    num_rows: int
+
+    def __post_init__(self) -> None:
+        if self.num_rows < 1:
+            raise ValueError(f"a table of {self.num_rows} rows; expected at least 1")
+
+    def __call__(self, hashes: Tensor) -> Tensor:
+        """Return int64[..., 1]."""
+        return (hashes % self.num_rows)[..., None]
 
 
 class HashEmbedding(nn.Module):
-    """Quotient-remainder embedding of int64 hashes: the sum of four rows of one table.
+    """Embeddings of int64 hashes: the sum of the rows that `rows` maps a hash to.
 
-    LiRank (arXiv 2402.06859), vocabulary compression: the 64-bit hash is cut in two uint32, each looked up in its
-    own quotient and remainder tables, the rows summed (their product did not converge from a start near 0). We
-    divide by 2^16, the cheapest pair of tables that still separates all 2^32 values of a half.
-    Hash 0 means "nothing" in a bag. Gradients are sparse; train with `models.train.optimizers.RowAdaGrad`.
+    The rows of a quotient-remainder table are summed and not multiplied: LiRank's product did not converge from a
+    start near 0. Hash 0 means "nothing" in a bag. Gradients are sparse; train with
+    `models.train.optimizers.RowAdaGrad`.
     """
 
-    def __init__(self, dim: int, generator: torch.Generator, std: float = 0.05) -> None:
+    def __init__(self, dim: int, generator: torch.Generator, std: float = 0.05, rows: RowMap | None = None) -> None:
         super().__init__()
         self.dim = dim
-        self.weight = nn.Parameter(torch.empty(NUM_PARTS * _PART_ROWS, dim).normal_(0.0, std, generator=generator))
+        self.rows = rows or QuotientRemainder()
+        self.weight = nn.Parameter(torch.empty(self.rows.num_rows, dim).normal_(0.0, std, generator=generator))
 
-    def forward(self, hashes: NDArray[np.int64]) -> Tensor:
-        """Return float32[..., D] for hashes of any shape."""
+    def forward(self, hashes: Tensor) -> Tensor:
+        """Return float32[..., D] for int64 hashes of any shape."""
+        if not self.training:
+            return self._sum(hashes.reshape(-1)).reshape(*hashes.shape, self.dim)
         # Batches repeat their items: each distinct hash is summed once, and its gradient gathered once.
-        distinct, places = np.unique(hashes, return_inverse=True)
-        rows = torch.from_numpy(split_hashes(distinct))
-        embedded = functional.embedding_bag(rows, self.weight, mode="sum", sparse=True)
-        return functional.embedding(torch.from_numpy(places.reshape(hashes.shape)), embedded)
+        distinct, places = torch.unique(hashes, return_inverse=True)
+        return functional.embedding(places, self._sum(distinct))
 
-    def bag(self, hashes_NW: NDArray[np.int64]) -> Tensor:
+    def bag(self, hashes_NW: Tensor) -> Tensor:
         """Return float32[n, D]: the mean embedding of each row's hashes other than 0; zeros for an empty bag."""
         num_rows, width = hashes_NW.shape
         if width == 0:
             return self.weight.new_zeros(num_rows, self.dim)
-        used = hashes_NW != 0
-        counts = np.maximum(used.sum(axis=1), 1)
-        rows = torch.from_numpy(split_hashes(hashes_NW[used]).reshape(-1))
-        lengths = used.sum(axis=1) * NUM_PARTS
-        offsets = torch.from_numpy(np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int64))
-        sums = functional.embedding_bag(rows, self.weight, offsets, mode="sum", sparse=True)
-        return sums / torch.from_numpy(counts.astype(np.float32))[:, None]
+        used_NW = hashes_NW != 0
+        share_NW = used_NW / used_NW.sum(dim=1, keepdim=True).clamp(min=1)
+        rows_NWP = self.rows(hashes_NW)
+        shares_NWP = share_NW.to(self.weight.dtype)[:, :, None].expand(rows_NWP.shape)
+        return functional.embedding_bag(
+            rows_NWP.flatten(1), self.weight, mode="sum", sparse=True, per_sample_weights=shares_NWP.flatten(1)
+        )
+
+    def _sum(self, hashes_N: Tensor) -> Tensor:
+        return functional.embedding_bag(self.rows(hashes_N), self.weight, mode="sum", sparse=True)

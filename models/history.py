@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from models.data.state import History
@@ -22,7 +21,7 @@ _HOUR_MS = 3_600_000.0
 class HistoryBatch(NamedTuple):
     """Histories of B members, newest entry in the last place, unused places first."""
 
-    keys: NDArray[np.int64]
+    keys: Tensor
     """int64[B, L]; 0 in unused places."""
     used: Tensor
     """bool[B, L]."""
@@ -30,6 +29,10 @@ class HistoryBatch(NamedTuple):
     """float32[B, L, A]: 1 where the entry's mask has the action's bit."""
     recency: Tensor
     """float32[B, L, R]: log hours to now, log places to the newest, within the last hour."""
+
+    def last(self, num_places: int) -> HistoryBatch:
+        """Return the newest `num_places` places."""
+        return HistoryBatch(*(column[:, -num_places:] for column in self))
 
 
 def pad_histories(histories: Sequence[History], now_ms: Sequence[int], num_actions: int) -> HistoryBatch:
@@ -55,7 +58,7 @@ def pad_histories(histories: Sequence[History], now_ms: Sequence[int], num_actio
         axis=2,
     )
     return HistoryBatch(
-        keys,
+        torch.from_numpy(keys),
         torch.from_numpy(used),
         torch.from_numpy(actions.astype(np.float32)),
         torch.from_numpy(recency.astype(np.float32)),

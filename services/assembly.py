@@ -12,7 +12,7 @@ from fastapi import APIRouter, FastAPI
 
 from models.data.items import ItemTable
 from models.data.schema import FeatureSchema
-from models.ranking.model import RankingModel
+from models.ranking.model import RequestScorer
 from models.retrieval.model import RetrievalModel
 from services.app import Check, make_app
 from services.datasets.dataset import Dataset, parse_half_life
@@ -21,6 +21,7 @@ from services.gateway.gateway import Gateway
 from services.gateway.questions import known_event_types
 from services.ingest.app import applied_router
 from services.ingest.appliers import (
+    apply_events_to_popularity,
     apply_events_to_retrieval,
     apply_items_to_ranking,
     apply_items_to_retrieval,
@@ -39,6 +40,10 @@ from services.processes.remote import Remote
 from services.ranking.app import ranking_router
 from services.ranking.client import LocalRanking, RankingClient, RemoteRanking
 from services.ranking.engine import RankingEngine
+from services.ranking.explore import Explore
+from services.ranking.loading import load_ranking
+from services.ranking.scenarios import Scenarios
+from services.reloading import Reloader
 from services.retrieval.app import retrieval_router
 from services.retrieval.client import LocalRetrieval, RemoteRetrieval, RetrievalClient
 from services.retrieval.engine import Quotas, RetrievalEngine
@@ -101,6 +106,8 @@ class Assembly:
         self.ingest: IngestClient | None = None
         self.snapshots: Snapshots | None = None
         self.signals: SignalKeeper | None = None
+        self.reloaders: list[Reloader] = []
+        self.scenarios: Scenarios | None = None
         self.archiver: Archiver | None = None
         self.log: Log | None = None
         if parts & {"retrieval", "ranking"}:
@@ -159,13 +166,17 @@ class Assembly:
             metrics=self.metrics,
             logger=self.logger,
         )
-        self._check_thread("snapshots", self.snapshots.state)
+        self._check_thread("follower snapshots", self.snapshots.state)
         self.signals = SignalKeeper(engine, self.storage, metrics=self.metrics, logger=self.logger)
-        self._check_thread("signals", self.signals.state)
+        self._check_thread("follower signals", self.signals.state)
 
     def _build_ranking(self) -> None:
-        model = RankingModel.load(self._artifact("ranking").folder, self.schema)
-        engine = RankingEngine(model, self.items)
+        artifact = self._artifact("ranking")
+        try:
+            served = self._load_ranking(artifact)
+        except ValueError as error:
+            raise PlatformError(f"ranking model {artifact.version} cannot be served: {error}") from error
+        engine = RankingEngine(served, self.items)
         if self.retrieval_engine is None:
             after = load_items(self.storage, self.items)
             progress = self._follow("ranking-items", "items", after, apply_items_to_ranking(engine)).progress
@@ -173,8 +184,37 @@ class Assembly:
             progress = next(f.progress for f in self.followers if f.stream == "items")
         engine.warm_up(self.storage.clock.now_ms())
         self.ranking_engine = engine
+
+        def replace(promoted: Artifact) -> None:
+            engine.replace(self._load_ranking(promoted), self.storage.clock.now_ms())
+
+        self._follow(
+            "ranking-events",
+            "events",
+            self.storage.streams.last_offset("events"),
+            apply_events_to_popularity(engine, self.schema, self.storage),
+        )
+        self.reloaders.append(self._reloader("ranking", artifact.version, replace))
         self.ranking = LocalRanking(engine, self.engine_workers, progress)
         self.routers.append(ranking_router(engine, self.engine_workers))
+
+    def _load_ranking(self, artifact: Artifact) -> RequestScorer:
+        return load_ranking(artifact, self.schema, self.settings.ranking.table_bits, self.logger)
+
+    def _reloader(
+        self, kind: Literal["retrieval", "ranking"], version: str, replace: Callable[[Artifact], None]
+    ) -> Reloader:
+        reloader = Reloader(
+            kind,
+            self.storage.artifacts,
+            version=version,
+            replace=replace,
+            interval_s=self.settings.ranking.reload_interval_s,
+            metrics=self.metrics,
+            logger=self.logger,
+        )
+        self._check_thread(f"{kind} model", reloader.state)
+        return reloader
 
     def _build_ingest(self) -> None:
         consumer = self.storage.consumer(self.schema)
@@ -188,7 +228,7 @@ class Assembly:
             metrics=self.metrics,
             logger=self.logger,
         )
-        self._check_thread("archive", self.archiver.state)
+        self._check_thread("follower archive", self.archiver.state)
 
     def _build_local_waits(self) -> None:
         for follower in self.followers:
@@ -205,6 +245,16 @@ class Assembly:
         items: list[Wait] = [self.retrieval.wait_applied, self.ranking.wait_applied]
         events: list[Wait] = [self.retrieval.wait_applied, self.ingest.wait_applied]
         visibility = Visibility({"items": items, "events": events})
+        self.scenarios = Scenarios(
+            self.storage.scenarios,
+            self.schema,
+            self.dataset.ranking.value,
+            interval_s=settings.pipeline.scenarios_interval_s,
+            metrics=self.metrics,
+            logger=self.logger,
+        )
+        self.scenarios.refresh()
+        self._check_thread("scenarios", self.scenarios.state)
         if settings.pipeline.log_impressions:
             self.log = Log(self.storage, self.metrics, self.logger)
         gateway = Gateway(
@@ -217,12 +267,12 @@ class Assembly:
             workers=self.storage_workers,
             pipeline=self._pipeline(visibility),
             responder=Responder(
-                weights=self.dataset.ranking.value,
                 tasks=self.schema.tasks,
                 signals=[signal.name for signal in self.schema.signals],
                 schema_hash=self.schema.hash(),
             ),
             retrieval=self.retrieval,
+            scenarios=self.scenarios,
             visibility=visibility,
             log=self.log,
             metrics=self.metrics,
@@ -244,9 +294,18 @@ class Assembly:
                 num_candidates=self.settings.retrieval.num_candidates,
                 fallback_ms=fallback_ms,
             ),
-            rank=Rank(self.ranking, self.dataset.ranking.value),
+            rank=Rank(self.ranking, self._explore()),
             arrange=Arrange(self.storage, self.storage_workers, fallback_ms=fallback_ms),
         )
+
+    def _explore(self) -> Explore | None:
+        section = self.dataset.ranking.explore
+        if section is None:
+            return None
+        engine = self.ranking_engine
+        if section.kind == "thompson" and engine is not None and engine.model.exploration is None:
+            self.logger.warning("the ranking model has no posterior: nothing is explored until one is trained")
+        return Explore(**section.model_dump())
 
     def _build_app(self) -> FastAPI:
         @asynccontextmanager
@@ -283,14 +342,14 @@ class Assembly:
             behind=behind,
         )
         self.followers.append(follower)
-        self._check_thread(name, follower.state)
+        self._check_thread(f"follower {name}", follower.state)
         return follower
 
     def _check_thread(self, name: str, state: Callable[[], DependencyState]) -> None:
         async def check() -> DependencyState:
             return state()
 
-        self.checks[f"follower {name}"] = check
+        self.checks[name] = check
 
     async def _check_storage(self) -> DependencyState:
         try:

@@ -121,22 +121,44 @@ def import_(
 @app.command()
 def train(
     model: Annotated[Model, typer.Argument(help="What to train.")] = Model.all,
+    incremental: Annotated[
+        bool, typer.Option("--incremental", help="Train the current ranker on, over the events after its own.")
+    ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Make the ranker current whatever the comparison says.")
+    ] = False,
+    margin: Annotated[
+        float, typer.Option(min=0.0, help="How much lower than the current ranker's the new one's NDCG@10 may be.")
+    ] = 0.01,
     config: Config = None,
 ) -> None:
-    """Train on everything imported and logged so far; publish the models and make them current.
+    """Train on everything imported and logged so far; publish the models, and make them current.
 
-    A running server goes on with the models it has loaded; it takes the new ones when it is started again.
+    A new ranker becomes current if it is not worse, by more than the margin, than the current one in a replay of the
+    newest events since that one was trained; neither is trained on those. Exits with 1 if it does not become current.
+    A job that was cut short goes on where it was when it is started again with the same data.
     """
     from services.bars import Bars
+    from services.training.promotion import GateConfig
     from services.training.run import run_training
 
     with reported():
+        if incremental and model is not Model.ranking:
+            raise typer.BadParameter(f"--incremental trains a ranker, not {model.value}: shortlist train ranking")
         settings = load(config)
         kinds = ("retrieval", "ranking") if model is Model.all else (model.value,)
         with Bars(console) as bars:
-            versions = run_training(settings, kinds, progress=bars)
-        for kind, version in versions.items():
-            console.print(f"{kind} {version} is current")
+            outcomes = run_training(
+                settings, kinds, incremental=incremental, config=GateConfig(margin=margin, force=force), progress=bars
+            )
+        for outcome in outcomes:
+            state = "is current" if outcome.decision.promoted else "is published and not current"
+            console.print(
+                f"{outcome.kind} {outcome.version} {state}: {outcome.decision.reason}",
+                highlight=False, markup=False, soft_wrap=True,
+            )  # fmt: skip
+        if not all(outcome.decision.promoted for outcome in outcomes):
+            raise typer.Exit(1)
 
 
 @app.command()

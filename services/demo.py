@@ -30,6 +30,7 @@ from services.settings import Settings
 from services.storage.storage import Storage
 from services.training.data import load_training_data
 from services.training.jobs import RANKING, RETRIEVAL, train
+from services.training.run import make_gate
 
 DATASET = Path(__file__).resolve().parent.parent / "configs" / "movielens.toml"
 MEMBER = "276"
@@ -49,7 +50,7 @@ def prepare(settings: Settings, data: Path | None, console: Console) -> None:
     console.print(f"[bold]{dataset.name}[/]  {dataset.licence}", highlight=False)
     with job_storage(settings, "demo") as storage:
         _import(storage, dataset, data, console)
-        _train(storage, dataset, console)
+        _train(storage, settings, dataset, console)
         if not has_clock(settings.data_dir):
             # The films were rated in 1997 and 1998. The platform's clock starts where the data ends, or everything
             # would be decades out of date.
@@ -102,14 +103,14 @@ def _import(storage: Storage, dataset: Dataset, data: Path | None, console: Cons
         show_report(report, console)
 
 
-def _train(storage: Storage, dataset: Dataset, console: Console) -> None:
+def _train(storage: Storage, settings: Settings, dataset: Dataset, console: Console) -> None:
     schema = dataset.feature_schema()
     kinds = tuple(kind for kind in (RETRIEVAL, RANKING) if not _is_current(storage, kind, schema.hash()))
     if not kinds:
         return
     data = load_training_data(storage, schema)
     with Bars(console) as bars:
-        train(data, storage.artifacts, kinds, bars)
+        train(data, storage.artifacts, make_gate(settings, dataset), kinds, bars)
 
 
 def _is_current(storage: Storage, kind: str, schema_hash: str) -> bool:

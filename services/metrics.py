@@ -47,6 +47,12 @@ class Metrics:
         self.follower_errors = Counter(
             "shortlist_follower_errors", "Failures of a follower; it retries", ("follower",), registry=self.registry
         )
+        self.model_reloads = Counter(
+            "shortlist_model_reloads",
+            "Newly promoted models: put to use, or refused while the old one stays",
+            ("kind", "outcome"),
+            registry=self.registry,
+        )
         self.snapshot_seconds = Histogram(
             "shortlist_snapshot_seconds",
             "Time to write an index snapshot",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from services.candidates import Candidates, Plan, source_names
+from services.candidates import Plan, source_names
 from services.query import Place, Query, Ranked, Slate, Trace
 from services.schema import (
     Degraded,
@@ -47,12 +47,10 @@ class Responder:
     def __init__(
         self,
         *,
-        weights: Mapping[str, float],
         tasks: Sequence[str],
         signals: Sequence[str],
         schema_hash: str,
     ) -> None:
-        self._weights = weights
         self._tasks = tasks
         self._signals = signals
         self._schema_hash = schema_hash
@@ -64,7 +62,7 @@ class Responder:
         return RecommendationResponse(
             recommendation_id=slate.recommendation_id,
             items=[self._item(query, slate, place, rank) for rank, place in enumerate(slate.places, start=1)],
-            served=self.served(versions),
+            served=self.served(versions | {"value": str(query.value)}),
             degraded=[
                 Degraded(stage=stage, reason=failure.reason, used=used) for stage, failure, used in trace.degraded
             ],
@@ -76,6 +74,7 @@ class Responder:
                 total=trace.watch.total_ms(),
             ),
             filter_plan=plan_on_wire(slate.ranked.candidates.plan),
+            explored=slate.ranked.explored is not None,
             cold_start=slate.person.cold,
         )
 
@@ -86,6 +85,7 @@ class Responder:
             retrieval_model=versions.get("retrieval_model"),
             ranker=versions.get("ranker"),
             calibrator=versions.get("calibrator"),
+            value=versions.get("value"),
             dataset_schema=self._schema_hash,
         )
 
@@ -100,7 +100,7 @@ class Responder:
             probabilities=probabilities if "scores" in query.include else None,
             sources=source_names(int(candidates.sources[row])) if "sources" in query.include else None,
             metadata=None if place.metadata is None else dict(place.metadata),
-            explanation=self._explain(candidates, row, probabilities) if query.explain else None,
+            explanation=self._explain(query, ranked, row) if query.explain else None,
         )
 
     def _probabilities(self, ranked: Ranked, row: int) -> dict[str, float] | None:
@@ -108,11 +108,15 @@ class Responder:
             return None
         return dict(zip(self._tasks, ranked.probabilities[row].tolist(), strict=True))
 
-    def _explain(self, candidates: Candidates, row: int, probabilities: Mapping[str, float] | None) -> Explanation:
-        terms = {task: self._weights.get(task, 0.0) * value for task, value in (probabilities or {}).items()}
+    def _explain(self, query: Query, ranked: Ranked, row: int) -> Explanation:
+        candidates, probabilities = ranked.candidates, ranked.probabilities
+        terms: dict[str, float] = {}
+        if probabilities is not None:
+            terms = query.value.function.terms(probabilities, self._tasks, candidates, row)
         return Explanation(
             retrieval_score=float(candidates.scores[row]),
             value_terms=terms,
+            exploration=0.0 if ranked.explored is None else float(ranked.scores[row]) - sum(terms.values()),
             signals=dict(zip(self._signals, candidates.signals[row].tolist(), strict=True)),
         )
 

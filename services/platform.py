@@ -46,6 +46,8 @@ class Platform:
         self.snapshots = assembly.snapshots
         self.archiver = assembly.archiver
         self.signals = assembly.signals
+        self.reloaders = assembly.reloaders
+        self.scenarios = assembly.scenarios
         self.app: FastAPI = assembly.app
         self._log = assembly.log
         self._workers = assembly.workers
@@ -88,8 +90,10 @@ class Platform:
         self.stop()
 
     def _threads(self) -> list[_Running]:
-        others = [thread for thread in (self.snapshots, self.archiver, self.signals) if thread is not None]
-        return [*self.followers, *others]
+        others = [
+            thread for thread in (self.snapshots, self.archiver, self.signals, self.scenarios) if thread is not None
+        ]
+        return [*self.followers, *self.reloaders, *others]
 
     def _write_what_waits(self) -> None:
         for what, write in (

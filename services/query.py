@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import asyncio
+import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
@@ -19,6 +20,8 @@ from models.data.state import History, UserState
 from services.candidates import Candidates
 from services.ingest.offsets import Position
 from services.metrics import Metrics
+from services.ranking.explore import Explored
+from services.ranking.scenarios import LiveValue
 from services.timing import Deadline, Stopwatch
 
 T = TypeVar("T")
@@ -45,8 +48,13 @@ class Query:
     positions: tuple[Position, ...] = ()
     """Writes that the answer must see."""
     now_ms: int
+    value: LiveValue
+    """What orders the slate: of the request's scenario, as it was when the request came."""
     explain: bool = False
     include: frozenset[str] = frozenset()
+    recommendation_id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    continues: str | None = None
+    """The answer whose draw this one is made with, where the scenario explores."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +76,8 @@ class Ranked:
     scores: NDArray[np.float64]
     """[n]: the value function, or the retrieval score in its place."""
     versions: Mapping[str, str]
+    explored: Explored | None = None
+    """Where the order was drawn; `scores` are then of the draw."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

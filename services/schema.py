@@ -18,6 +18,7 @@ MAX_OFFSETS_LENGTH = 64
 
 Id = Annotated[str, Field(min_length=1), AfterValidator(check_id)]
 Limit = Annotated[int, Field(ge=1, le=MAX_LIMIT)]
+ScenarioName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
 BudgetMs = Annotated[int, Field(ge=1, le=60_000)]
 Include = Literal["metadata", "scores", "sources"]
 DEFAULT_INCLUDE: tuple[Include, ...] = ("scores", "sources")
@@ -71,6 +72,12 @@ class RecommendationRequest(Wire):
         "unless `exclude` is given",
     )
     budget_ms: BudgetMs | None = Field(default=None, description="time budget; the server's default if absent")
+    scenario: ScenarioName = Field(default="default", description="whose value function orders the slate")
+    continues: Id | None = Field(
+        default=None,
+        description="recommendation_id of the first page: a page after it, with the items shown so far in `exclude`. "
+        "Where the scenario explores, it is then made with the same draw",
+    )
     explain: bool = Field(default=False, description="add to every item what its score is made of")
     include: list[Include] = Field(default_factory=lambda: list(DEFAULT_INCLUDE), max_length=3)
     min_offset: str | list[str] | None = Field(
@@ -84,7 +91,11 @@ class Explanation(Wire):
     """What an item's score is made of."""
 
     retrieval_score: float = Field(description="inner product of the user's and the item's vector")
-    value_terms: dict[str, float] = Field(description="weight x probability per task; they add up to the score")
+    value_terms: dict[str, float] = Field(
+        description="the summands of the value function, a weighted task under its own name; they add up to the score"
+        "; where the answer was explored, to what was expected"
+    )
+    exploration: float = Field(default=0.0, description="what the draw added to the expected value")
     signals: dict[str, float] = Field(description="decayed counts of the item's events, as of the request")
 
 
@@ -107,6 +118,7 @@ class Served(Wire):
     retrieval_model: str | None
     ranker: str | None
     calibrator: str | None
+    value: str | None = Field(description="scenario and version of the value function; version 0 is the dataset's")
     dataset_schema: str = Field(description="content hash of the feature schema")
 
 
@@ -147,6 +159,7 @@ class RecommendationResponse(Wire):
     degraded: list[Degraded]
     timings: Timings
     filter_plan: FilterPlan
+    explored: bool = Field(default=False, description="true: the order was drawn, not only what is expected best")
     cold_start: bool = Field(description="true: nothing is known of this user")
 
 
@@ -191,6 +204,28 @@ class WriteResponse(Wire):
     created: bool
     visible: bool = Field(description="the next recommendation sees it")
     durable: bool = Field(description="on disk at the log's server")
+
+
+class ScenarioBody(Wire):
+    """How a scenario values candidates."""
+
+    value: Annotated[str, Field(min_length=1)] | dict[str, float] = Field(
+        description="an expression like `like + 0.2 * watch`, or the weight of each task in a sum"
+    )
+
+
+class ScenarioAnswer(Wire):
+    """A scenario's value function."""
+
+    name: str
+    version: int = Field(description="one more with each write; 0: the dataset's own")
+    value: str = Field(description="the expression")
+
+
+class ScenariosAnswer(Wire):
+    """Every scenario that a request may name."""
+
+    scenarios: list[ScenarioAnswer]
 
 
 class EventIn(Wire):

@@ -56,6 +56,8 @@ class PipelineSettings(_Section):
     """Time that a fallback and the reading of item ids may take past the budget; beyond it the answer is 504."""
     log_impressions: bool = True
     """Append an `impression` event per recommended item after the answer."""
+    scenarios_interval_s: Annotated[float, Field(gt=0)] = 1.0
+    """Seconds between looks at the stored scenarios; the process that was told of an edit knows at once."""
     engine_workers: Annotated[int, Field(ge=1, le=64)] = 2
     """Threads that search and rank for requests, at the same time at most."""
     storage_workers: Annotated[int, Field(ge=1, le=256)] = 8
@@ -97,6 +99,10 @@ class RankingSettings(_Section):
     """Base URL of a ranking process; empty: ranking runs in this process."""
     torch_threads: Annotated[int, Field(ge=1, le=256)] = 1
     """Threads of one tensor operation, in every process that runs a model."""
+    table_bits: Literal[8, 32] = 32
+    """Bits of a number in the ranker's embedding tables: 32 as trained; 8 takes three eighths of the memory."""
+    reload_interval_s: Annotated[float, Field(gt=0)] = 2.0
+    """Seconds between looks for a newly promoted model, which then replaces the one in use between requests."""
 
 
 class IngestSettings(_Section):

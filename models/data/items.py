@@ -106,7 +106,7 @@ class ItemTable:
 
     def gather(self, keys: NDArray[np.int64]) -> ItemBatch:
         """Return the features of n keys, in their order; an unknown key has every feature missing."""
-        keys = np.asarray(keys, dtype=np.int64)
+        keys = np.array(keys, dtype=np.int64)  # a batch's own: what came over a wire may not be written to
         with self._lock:
             rows = np.fromiter((self._rows.get(key, -1) for key in keys.tolist()), dtype=np.int64, count=len(keys))
             unknown = rows < 0

@@ -76,6 +76,8 @@ class DecayedCounts:
         self._landmark_ms: int | None = None
         self._rows: dict[int, int] = {}
         self._sums = np.zeros((0, len(self._signals)), dtype=np.float64)
+        self._sorted_keys = np.zeros(0, dtype=np.int64)
+        self._sorted_rows = np.zeros(0, dtype=np.int64)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -116,10 +118,23 @@ class DecayedCounts:
         counts = np.zeros((len(keys), len(self._signals)), dtype=np.float64)
         if self._landmark_ms is None:
             return counts
-        rows = np.fromiter((self._rows.get(key, -1) for key in np.asarray(keys).tolist()), dtype=np.int64)
+        rows = self._rows_of(np.asarray(keys, dtype=np.int64))
         known = rows >= 0
         counts[known] = self._sums[rows[known]] * decay_factors(self._signals, self._landmark_ms, now_ms)
         return counts
+
+    def _rows_of(self, keys: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return int64[n]: where each key's counts are; -1 for a key never counted."""
+        if len(keys) * 8 < len(self._rows):
+            return np.fromiter((self._rows.get(key, -1) for key in keys.tolist()), dtype=np.int64, count=len(keys))
+        # Replays ask for the whole catalogue at every request: a search in sorted keys, which move only when a new
+        # key is counted, takes a tenth of as many look-ups in a dict.
+        if len(self._sorted_keys) != len(self._rows):
+            counted = self.keys()
+            self._sorted_rows = np.argsort(counted)
+            self._sorted_keys = counted[self._sorted_rows]
+        places = np.minimum(np.searchsorted(self._sorted_keys, keys), len(self._sorted_keys) - 1)
+        return np.where(self._sorted_keys[places] == keys, self._sorted_rows[places], -1)
 
 
 def _power(elapsed_ms: int, half_life_ms: int | None) -> float:

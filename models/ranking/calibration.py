@@ -8,11 +8,14 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-FORMAT = 1
+from models.evaluate import expected_calibration_error, normalised_entropy, observed_over_expected
+
+FORMAT = 2
 _MAX_LOGIT = 15.0
 
 
@@ -108,24 +111,97 @@ def make_consistent(
     return consistent
 
 
+class Fit(NamedTuple):
+    """How probabilities of one task meet what happened."""
+
+    observed_over_expected: float
+    calibration_error: float
+    normalised_entropy: float
+
+    @classmethod
+    def of(cls, probabilities: NDArray[np.float64], labels: NDArray[np.bool_]) -> Fit:
+        return cls(
+            observed_over_expected(probabilities, labels),
+            expected_calibration_error(probabilities, labels),
+            normalised_entropy(probabilities, labels),
+        )
+
+
+class TaskReport(NamedTuple):
+    """What calibration did to one task, on requests that it was not fitted on."""
+
+    num_examples: int
+    num_positives: int
+    before: Fit
+    after: Fit
+
+
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """One map per task, kept in a file of its own beside the weights so that it can be refitted alone."""
+    """One map per task, kept in a file of its own beside the weights so that it can be refitted alone.
+
+    It is the last step, whatever the network did before: a network with an isotonic layer of its own is calibrated for
+    the requests that it was trained on, and this one on requests as service sees them, of members it never saw.
+    """
 
     tasks: tuple[str, ...]
     maps: tuple[Isotonic, ...]
+    reports: tuple[TaskReport, ...] = ()
+    """One per task, or none where nothing was fitted."""
 
     @classmethod
     def identity(cls, tasks: tuple[str, ...]) -> Calibration:
         return cls(tasks, tuple(Isotonic(np.zeros(0), np.zeros(0)) for _ in tasks))
 
+    @classmethod
+    def fit(
+        cls,
+        tasks: tuple[str, ...],
+        logits_NT: NDArray[np.float32],
+        labels_NT: NDArray[np.bool_],
+        groups_N: NDArray[np.int64],
+    ) -> Calibration:
+        """Fit a map per task on n held-out examples, and report what it does by cross-fitting.
+
+        groups_N: whose example it is. For the report the groups are cut in two halves, each calibrated by the map of
+        the other; the maps that are kept are of all examples. A single group is reported with its own map.
+
+        Raises ValueError for columns of other lengths.
+        """
+        if logits_NT.shape != labels_NT.shape or logits_NT.shape != (len(groups_N), len(tasks)):
+            raise ValueError(
+                f"logits {logits_NT.shape}, labels {labels_NT.shape}, {len(groups_N)} groups; expected columns of "
+                f"{len(tasks)} tasks and one length"
+            )
+        distinct, place_N = np.unique(groups_N, return_inverse=True)
+        # The order of the groups is that of their keys, which are hashes.
+        half_N = place_N % 2 == 0
+        halves = [(half_N, ~half_N), (~half_N, half_N)] if len(distinct) > 1 else [(half_N, half_N)]
+        reports = []
+        for task in range(len(tasks)):
+            logits, labels = logits_NT[:, task], labels_NT[:, task]
+            fitted = np.empty(len(logits))
+            for inside, outside in halves:
+                fitted[outside] = Isotonic.fit(logits[inside], labels[inside])(logits[outside])
+            before, after = (_probabilities(of.astype(np.float64)) for of in (logits, fitted))
+            reports.append(TaskReport(len(labels), int(labels.sum()), Fit.of(before, labels), Fit.of(after, labels)))
+        maps = tuple(Isotonic.fit(logits_NT[:, task], labels_NT[:, task]) for task in range(len(tasks)))
+        return cls(tasks, maps, tuple(reports))
+
     def probabilities(
-        self, logits_NT: NDArray[np.float32], implied: Sequence[tuple[int, int]] = ()
+        self,
+        logits_NT: NDArray[np.float32],
+        implied: Sequence[tuple[int, int]] = (),
+        offsets_NT: NDArray[np.float32] | None = None,
     ) -> NDArray[np.float32]:
-        """Return f32[n, T]: calibrated probabilities, consistent with `implied` (see `make_consistent`)."""
-        columns = [calibrate(logits_NT[:, task]) for task, calibrate in enumerate(self.maps)]
-        logits = np.clip(np.stack(columns, axis=1), -_MAX_LOGIT, _MAX_LOGIT)
-        return make_consistent(1.0 / (1.0 + np.exp(-logits)), implied).astype(np.float32)
+        """Return f32[n, T]: calibrated probabilities, consistent with `implied` (see `make_consistent`).
+
+        offsets_NT: f32[n, T], added to the calibrated logits.
+        """
+        logits = np.stack([calibrate(logits_NT[:, task]) for task, calibrate in enumerate(self.maps)], axis=1)
+        if offsets_NT is not None:
+            logits = logits + offsets_NT
+        return make_consistent(_probabilities(logits), implied).astype(np.float32)
 
     def save(self, path: Path) -> None:
         """Write the maps as JSON."""
@@ -133,7 +209,11 @@ class Calibration:
             task: {"raw": fitted.raw.tolist(), "calibrated": fitted.calibrated.tolist()}
             for task, fitted in zip(self.tasks, self.maps, strict=True)
         }
-        path.write_text(json.dumps({"format": FORMAT, "maps": maps}) + "\n")
+        reports = {
+            task: {**report._asdict(), "before": report.before._asdict(), "after": report.after._asdict()}
+            for task, report in zip(self.tasks, self.reports, strict=False)
+        }
+        path.write_text(json.dumps({"format": FORMAT, "maps": maps, "reports": reports}) + "\n")
 
     @classmethod
     def load(cls, path: Path, tasks: tuple[str, ...]) -> Calibration:
@@ -149,7 +229,18 @@ class Calibration:
             if raw.shape != calibrated.shape or (np.diff(raw) <= 0).any() or (np.diff(calibrated) <= 0).any():
                 raise ValueError(f"{path}: the map of task {task!r} is not increasing")
             maps.append(Isotonic(raw, calibrated))
-        return cls(tasks, tuple(maps))
+        saved = document["reports"]
+        reports = tuple(
+            TaskReport(**{**saved[task], "before": Fit(**saved[task]["before"]), "after": Fit(**saved[task]["after"])})
+            for task in tasks
+            if task in saved
+        )
+        return cls(tasks, tuple(maps), reports)
+
+
+def _probabilities(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    probabilities: NDArray[np.float64] = 1.0 / (1.0 + np.exp(-np.clip(logits, -_MAX_LOGIT, _MAX_LOGIT)))
+    return probabilities
 
 
 def _increasing(

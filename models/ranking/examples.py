@@ -9,15 +9,17 @@ that instant on.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from models.data.attributes import is_numeric
 from models.data.events import EventCursor, EventTable, HistoryBuilder
 from models.data.items import ItemTable
 from models.data.schema import FeatureSchema
 from models.data.state import UserState
+from models.ranking.dwell import DwellConfig, label_by_day
 from models.ranking.features import FeatureAssembler, RequestFeatures
 from models.retrieval.model import RetrievalModel
 from models.train.loop import Progress
@@ -47,6 +49,12 @@ class ExampleConfig:
     among the negatives the model would learn that whatever is not retrieved is wanted."""
     held_out_share: float = 0.12
     """Share of the members whose requests calibrate and do not train."""
+    long_dwell: str | None = None
+    """The action, if any, whose events' values are dwells and which is a label only where the dwell is long for the
+    item's type."""
+    dwell_type: str | None = None
+    """The keyword feature of items that is their type there; None: all items are of one type."""
+    dwell: DwellConfig = field(default_factory=DwellConfig)
 
     def __post_init__(self) -> None:
         if not 0.0 < self.window_share <= 1.0:
@@ -61,6 +69,7 @@ class ExampleConfig:
 class Example:
     """One request: what was known, what was ranked, what happened."""
 
+    user_key: int
     user: UserState
     now_ms: int
     keys: NDArray[np.int64]
@@ -83,18 +92,22 @@ def replay_examples(
     config: ExampleConfig,
     seed: int,
     progress: Progress | None = None,
+    since_ms: int | None = None,
 ) -> Iterator[Example]:
     """Yield the window's requests in order of time; one without a candidate that was acted on is left out.
+
+    since_ms: where the window begins; None: where the config's `window_share` of the events does.
 
     `retrieval` must not have been trained on the window, or its scores will look better here than they will be.
     """
     random = np.random.default_rng(seed)
-    requests = _requests(schema, events, config, random)
+    requests = _requests(events, config, random, since_ms)
     held_out = _held_out_users(events, config, random)
     cursor = EventCursor(schema, events, users)
     catalogue = np.sort(items.keys())
     item_vectors_ND = retrieval.encode_items(items.gather(catalogue))
     histories = HistoryBuilder(events, schema.history_length)
+    outcomes = HistoryBuilder(_with_long_dwells(schema, items, events, config), schema.history_length)
     sources = [place for place, signal in enumerate(schema.signals) if signal.action == schema.positive]
     for start in range(0, len(requests), _ENCODE_TOGETHER):
         chunk = requests[start : start + _ENCODE_TOGETHER]
@@ -104,7 +117,7 @@ def replay_examples(
         vectors_BD = retrieval.encode_users(states, [now for now, _ in chunk])
         for (now_ms, user_key), state, vector_D in zip(chunk, states, vectors_BD, strict=True):
             cursor.advance(now_ms)
-            outcome = cursor.outcome(user_key, now_ms + config.horizon_ms)
+            outcome = outcomes.outcome(user_key, now_ms, now_ms + config.horizon_ms)
             signals = cursor.signals(catalogue)
             scores = item_vectors_ND @ vector_D
             allowed = ~np.isin(catalogue, cursor.seen(user_key))
@@ -128,17 +141,39 @@ def replay_examples(
                 scores[rows],
                 now_ms,
             )
-            yield Example(state, now_ms, catalogue[rows], features, labels[rows], log_rate, out)
+            yield Example(user_key, state, now_ms, catalogue[rows], features, labels[rows], log_rate, out)
+
+
+def _with_long_dwells(schema: FeatureSchema, items: ItemTable, events: EventTable, config: ExampleConfig) -> EventTable:
+    """Return the events, of whose dwells only long ones are still the action that the config names.
+
+    Labels only: in histories and signals the action stays what the schema's bounds say, in training as in service.
+    """
+    if config.long_dwell is None:
+        return events
+    bit = np.uint32(1) << np.uint32(schema.bit(config.long_dwell))
+    dwells = np.flatnonzero(events.action_masks & bit)
+    kinds = np.zeros(len(dwells), dtype=np.int64)
+    if config.dwell_type is not None:
+        bags = [feature.name for feature in schema.item if not is_numeric(feature)]
+        if config.dwell_type not in bags:
+            raise ValueError(f"dwell_type is {config.dwell_type!r}; expected one of {bags}")
+        bag = items.gather(events.item_keys[dwells]).bags[bags.index(config.dwell_type)]
+        kinds = bag[:, 0] if bag.shape[1] else kinds
+    long, _ = label_by_day(events.values[dwells], kinds[:, None], events.ts_ms[dwells], config.dwell)
+    masks = events.action_masks.copy()
+    masks[dwells[~long]] &= ~bit
+    return replace(events, action_masks=masks)
 
 
 def _requests(
-    schema: FeatureSchema, events: EventTable, config: ExampleConfig, random: np.random.Generator
+    events: EventTable, config: ExampleConfig, random: np.random.Generator, since_ms: int | None
 ) -> list[tuple[int, int]]:
     """Return (instant, user key) of the window's requests, oldest first."""
     acted = events.take(events.action_masks != 0)
     if not len(acted):
         return []
-    start_ms = acted.quantile_ms(1.0 - config.window_share)
+    start_ms = acted.quantile_ms(1.0 - config.window_share) if since_ms is None else since_ms
     order = np.argsort(acted.user_keys, kind="stable")
     user_keys, ts_ms = acted.user_keys[order], acted.ts_ms[order]
     first_of_user = np.append(True, user_keys[1:] != user_keys[:-1])

@@ -64,6 +64,8 @@ class FeatureAssembler:
             *(f"{what} {feature.name}" for what in ("", "far from liked", "far from recent") for feature in numeric),
             "retrieval score",
             "already acted on",
+            "log times acted on",
+            "log hours since acted on",
             "no positives",
         )
         self.member_names = ("log history", "positive rate", "log hours idle", "log actions in the last hour")
@@ -99,7 +101,7 @@ class FeatureAssembler:
             *(_affinity(history_items.bags[place], liked, recent, items.bags[place]) for place in self._bags),
             self._numbers(history_items, liked, recent, items),
             np.nan_to_num(retrieval_scores.astype(np.float64), nan=-1.0)[:, None],
-            np.isin(items.keys, history.keys)[:, None],
+            _repeats(user, items.keys, now_ms),
             np.full((len(items), 1), float(not liked.any())),
         ]
         return RequestFeatures(np.hstack(columns).astype(np.float32), self._member(user, liked, now_ms))
@@ -170,6 +172,26 @@ def _signal_pairs(signals: tuple[Signal, ...]) -> tuple[list[tuple[int, int]], l
 def _ratio(part: NDArray[np.float64], whole: NDArray[np.float64]) -> NDArray[np.float64]:
     ratio: NDArray[np.float64] = np.maximum(part, 0.0) / (np.maximum(whole, 0.0) + _PRIOR)
     return ratio
+
+
+def _repeats(user: UserState, keys: NDArray[np.int64], now_ms: int) -> NDArray[np.float64]:
+    """Return f64[n, 3]: whether, log how often and log how many hours ago the member acted on each candidate before.
+
+    What is bought is bought again: where items repeat, this says more than anything else.
+    """
+    columns = np.zeros((len(keys), 3))
+    if not len(user.history):
+        return columns
+    distinct, inverse, counts = np.unique(user.history.keys, return_inverse=True, return_counts=True)
+    newest_ms = np.zeros(len(distinct), dtype=np.int64)
+    newest_ms[inverse] = user.history.ts_ms  # oldest first: the last to be written is the newest
+    places = np.minimum(np.searchsorted(distinct, keys), len(distinct) - 1)
+    found = distinct[places] == keys
+    hours = np.maximum(now_ms - newest_ms[places], 0) / _HOUR_MS
+    columns[:, 0] = found
+    columns[:, 1] = found * np.log1p(counts[places])
+    columns[:, 2] = found * np.log1p(hours)
+    return columns
 
 
 def _affinity(

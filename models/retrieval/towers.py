@@ -68,7 +68,7 @@ class TwoTowers(nn.Module):
     def items(self, batch: ItemBatch) -> Tensor:
         """Return float32[N, D], rows of length 1."""
         attributes = self.item_attributes(batch.bags, batch.numbers, batch.missing)
-        return functional.normalize(self.table(batch.keys) + self.item_out(attributes), dim=1)
+        return functional.normalize(self.table(torch.from_numpy(batch.keys)) + self.item_out(attributes), dim=1)
 
     def members(self, batch: MemberBatch) -> Tensor:
         """Return float32[B, D], rows of length 1."""

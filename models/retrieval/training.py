@@ -4,8 +4,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -58,8 +60,11 @@ def train_retrieval(
     events: EventTable,
     config: RetrievalConfig | None = None,
     progress: Progress | None = None,
+    checkpoint: Path | None = None,
 ) -> RetrievalModel:
     """Train towers to find a member's next positive items from the history before them.
+
+    checkpoint: folder in which a run that is cut short is taken up again.
 
     Same events, config and thread count: same weights. Raises ValueError when no event is a positive.
     """
@@ -85,7 +90,11 @@ def train_retrieval(
         table_learning_rate=config.table_learning_rate,
         weight_decay=config.weight_decay,
     )
-    run(towers, loop, sampler.batch, losses, progress)
+    run(
+        towers, loop, sampler.batch, losses, progress,
+        size=lambda batch: float(config.batch_size), checkpoint=checkpoint,
+        identity=f"{config} {sampler.digest()}",
+    )  # fmt: skip
     return RetrievalModel(schema, config.towers, towers)
 
 
@@ -107,8 +116,8 @@ class _PositiveSampler:
         if not self.num_positives:
             raise ValueError(f"none of {len(events)} events is a {schema.positive!r}; nothing to train on")
         self._histories = HistoryBuilder(events, schema.history_length)
-        self._random = np.random.default_rng(config.seed)
         self._weights = self._recency_weights()
+        self._cumulated = np.cumsum(self._weights)
         self._catalogue = np.sort(items.keys())
         # The chance of an item as an in-batch negative is its weighted share of the positives.
         self._drawn_keys, inverse = np.unique(self._positives.item_keys, return_inverse=True)
@@ -117,6 +126,13 @@ class _PositiveSampler:
         liking, starts = np.unique(self._positives.user_keys[by_user], return_index=True)
         liked = np.split(self._positives.item_keys[by_user], starts[1:])
         self._liked = dict(zip(liking.tolist(), liked, strict=True))
+
+    def digest(self) -> str:
+        """Return what changes with the positives and the catalogue."""
+        digest = hashlib.blake2b(digest_size=8)
+        for column in (self._positives.user_keys, self._positives.item_keys, self._positives.ts_ms, self._catalogue):
+            digest.update(column.tobytes())
+        return digest.hexdigest()
 
     def _recency_weights(self) -> NDArray[np.float64]:
         times_ms = self._positives.ts_ms
@@ -129,18 +145,23 @@ class _PositiveSampler:
         return shares
 
     def batch(self, step: int) -> _Batch:
+        """Return the batch of a step; it depends on the seed and the step alone."""
         config = self._config
-        rows = self._random.choice(self.num_positives, size=config.batch_size, p=self._weights)
+        random = np.random.default_rng((config.seed, step))
+        drawn = random.random(config.batch_size) * self._cumulated[-1]
+        rows = np.minimum(np.searchsorted(self._cumulated, drawn, side="right"), self.num_positives - 1)
         user_keys = self._positives.user_keys[rows].tolist()
+        gaps = random.integers(0, config.max_gap + 1, size=config.batch_size)
         cut_ms = [
-            self._cut(user, time) for user, time in zip(user_keys, self._positives.ts_ms[rows].tolist(), strict=True)
+            self._cut(user, time, gap)
+            for user, time, gap in zip(user_keys, self._positives.ts_ms[rows].tolist(), gaps.tolist(), strict=True)
         ]
         states = [
             UserState(self._users.get(user, {}), self._histories.history(user, now))
             for user, now in zip(user_keys, cut_ms, strict=True)
         ]
         num_easy = config.easy_negatives if len(self._catalogue) else 0
-        easy = self._random.choice(self._catalogue, size=num_easy) if num_easy else np.zeros(0, np.int64)
+        easy = random.choice(self._catalogue, size=num_easy) if num_easy else np.zeros(0, np.int64)
         item_keys = np.concatenate([self._positives.item_keys[rows], easy])
         return _Batch(
             MemberBatch(self._schema, states, cut_ms),
@@ -161,9 +182,8 @@ class _PositiveSampler:
         table[rows[found], columns[found]] = True
         return table[:, places_N]
 
-    def _cut(self, user: int, time_ms: int) -> int:
-        """Return an instant up to `max_gap` of the member's events before the positive, or its own instant."""
-        gap = int(self._random.integers(0, self._config.max_gap + 1))
+    def _cut(self, user: int, time_ms: int, gap: int) -> int:
+        """Return the instant of the member's event `gap` before the positive; its own with 0, or without so many."""
         before = self._histories.history(user, time_ms).ts_ms
         return int(before[-gap]) if 0 < gap <= len(before) else time_ms
 

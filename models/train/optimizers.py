@@ -1,12 +1,14 @@
-"""Optimizers that torch does not have."""
+"""Optimizers that torch does not have, and which one trains what."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
+
+from models.embeddings import HashEmbedding
 
 
 class RowAdaGrad(Optimizer):
@@ -30,11 +32,48 @@ class RowAdaGrad(Optimizer):
             for table in group["params"]:
                 if table.grad is None:
                     continue
-                grad = table.grad.coalesce()
+                # Coalesced once and kept: what comes after the step (anchors) reads the same rows.
+                grad = table.grad = table.grad.coalesce()
                 rows, values = grad.indices()[0], grad.values()
                 state = self.state[table]
                 if not state:
-                    state["sum"] = torch.zeros(table.shape[0])
+                    state["sum"] = table.new_zeros(table.shape[0])
                 sums = state["sum"][rows] + values.square().mean(dim=1)
                 state["sum"][rows] = sums
-                table[rows] -= group["lr"] * values / (sums.sqrt() + group["eps"])[:, None]
+                table.index_add_(0, rows, values / (sums.sqrt() + group["eps"])[:, None], alpha=-group["lr"])
+
+
+def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Return the trainable parameters in two parts: dense ones, and hash tables, whose gradients are sparse."""
+    tables = {id(module.weight) for module in model.modules() if isinstance(module, HashEmbedding)}
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return (
+        [parameter for parameter in trainable if id(parameter) not in tables],
+        [parameter for parameter in trainable if id(parameter) in tables],
+    )
+
+
+@torch.no_grad()
+def step_metric(optimizer: Optimizer, parameter: Tensor) -> Tensor:
+    """Return the diagonal metric D of the optimizer: under a constant gradient g it comes to step by -lr * g / D.
+
+    AdamW: sqrt of the bias-corrected second moment, plus eps, shaped as the parameter. RowAdaGrad: [rows, 1].
+    SGD: a single 1 - momentum. Before a parameter's first step AdamW's and RowAdaGrad's is their eps.
+
+    Raises ValueError for another optimizer.
+    """
+    state = optimizer.state.get(parameter, {})
+    if isinstance(optimizer, torch.optim.SGD):
+        return parameter.new_full((), 1.0 - optimizer.param_groups[0]["momentum"])
+    if isinstance(optimizer, RowAdaGrad):
+        sums = state["sum"] if state else parameter.new_zeros(parameter.shape[0])
+        metric: Tensor = (sums.sqrt() + optimizer.param_groups[0]["eps"])[:, None]
+        return metric
+    if isinstance(optimizer, torch.optim.AdamW):
+        group = optimizer.param_groups[0]
+        if not state:
+            return torch.full_like(parameter, group["eps"])
+        correction = 1.0 - group["betas"][1] ** float(state["step"])
+        metric = (state["exp_avg_sq"] / correction).sqrt() + group["eps"]
+        return metric
+    raise ValueError(f"optimizer is a {type(optimizer).__name__}; expected AdamW, SGD or RowAdaGrad")

@@ -29,6 +29,8 @@ from services.datasets.descriptions import (
     parse_description,
     shown,
 )
+from services.ranking.expression import ExpressionError, parse_expression
+from services.ranking.value import column_names
 
 __all__ = ["EVENT_ARROW_SCHEMA", "Dataset", "DatasetError", "SchemaViolation", "TimestampUnit", "Violation"]
 
@@ -169,12 +171,26 @@ class RetrievalSection(_Section):
     """The action the retrieval model learns to predict."""
 
 
+class ExploreSection(_Section):
+    """Orders that are drawn, so that the log tells what another order would have earned (docs/exploration.md)."""
+
+    kind: Literal["thompson", "epsilon_greedy"]
+    scale: float = Field(default=0.3, ge=0.0, le=10.0)
+    """Thompson sampling: how many standard deviations of the ranker's uncertainty a draw is made of."""
+    epsilon: float = Field(default=0.02, ge=0.0, le=1.0)
+    """Epsilon-greedy: the chance of a place to be drawn evenly from all candidates."""
+    draws: int = Field(default=64, ge=1, le=1024)
+    """Pages drawn to estimate the propensities in the log."""
+
+
 class RankingSection(_Section):
     tasks: Names
     """The actions whose probabilities the ranker predicts."""
-    value: dict[str, float]
-    """Weight of each task in the value a slate is ordered by."""
+    value: dict[str, float] | Annotated[str, Field(min_length=1)]
+    """What a slate is ordered by: the weight of each task in a sum, or an expression like `like + 0.2 * watch`."""
     history_length: int = Field(default=100, ge=1, le=10_000)
+    explore: ExploreSection | None = None
+    """How orders explore; absent: they do not."""
 
 
 class Dataset(_Section):
@@ -379,10 +395,25 @@ def _goal_problems(dataset: Dataset) -> Iterable[Problem]:
             yield Problem(f"actions.{name}.min_value", spec.min_value, f"expected at most {spec.max_value}")
     yield from _name_problems("retrieval.positive", [dataset.retrieval.positive], dataset.actions)
     yield from _name_problems("ranking.tasks", dataset.ranking.tasks, dataset.actions)
-    yield from _name_problems("ranking.value", dataset.ranking.value, dataset.ranking.tasks)
-    for name, weight in dataset.ranking.value.items():
+    yield from _value_problems(dataset)
+
+
+def _value_problems(dataset: Dataset) -> Iterable[Problem]:
+    value = dataset.ranking.value
+    if isinstance(value, str):
+        try:
+            parse_expression(value, column_names(dataset.ranking.tasks, _signal_names(dataset.signals)))
+        except ExpressionError as error:
+            yield Problem("ranking.value", value, f"at {error}")
+        return
+    yield from _name_problems("ranking.value", value, dataset.ranking.tasks)
+    for name, weight in value.items():
         if not math.isfinite(weight):
             yield Problem(f"ranking.value.{name}", weight, "expected a finite number")
+
+
+def _signal_names(signals: SignalsSection) -> list[str]:
+    return [f"{action}.{half_life}" for action in signals.actions for half_life in signals.half_lives]
 
 
 def _signal_problems(signals: SignalsSection, actions: Mapping[str, ActionSpec]) -> Iterable[Problem]:

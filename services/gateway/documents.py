@@ -72,7 +72,7 @@ def documents_router(gateway: Gateway, noun: Literal["item", "user"]) -> APIRout
     ) -> Response:
         checked_id(identifier)
         attributes = _check(lambda: validate(body.attributes))
-        version = _version(if_match)
+        version = read_version(if_match)
         write = await gateway.workers.run(store.put, identifier, attributes, version)
         return await finish(identifier, write, parameters)
 
@@ -85,7 +85,7 @@ def documents_router(gateway: Gateway, noun: Literal["item", "user"]) -> APIRout
     ) -> Response:
         checked_id(identifier)
         changes = _check(lambda: validate(body.attributes, partial=True))
-        version = _version(if_match)
+        version = read_version(if_match)
         write = await gateway.workers.run(store.patch, identifier, changes, version)
         if write is None:
             raise unknown(noun, identifier)
@@ -98,7 +98,7 @@ def documents_router(gateway: Gateway, noun: Literal["item", "user"]) -> APIRout
         if_match: IfMatch = None,
     ) -> Response:
         checked_id(identifier)
-        version = _version(if_match)
+        version = read_version(if_match)
         write = await gateway.workers.run(store.delete, identifier, version)
         if write is None:
             raise unknown(noun, identifier)
@@ -126,7 +126,8 @@ def _check(validate: Callable[[], Mapping[str, Any]]) -> Mapping[str, Any]:
         raise Problem(422, "schema-violation", str(error), errors=entries) from None
 
 
-def _version(if_match: str | None) -> int | None:
+def read_version(if_match: str | None) -> int | None:
+    """The version that an If-Match header names, None without one. Raises Problem for what is no version."""
     if if_match is None:
         return None
     match = _ETAG.fullmatch(if_match.strip())

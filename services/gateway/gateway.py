@@ -15,6 +15,7 @@ from services.metrics import Metrics
 from services.pipeline import Pipeline, Responder
 from services.processes.remote import RemoteUnavailable
 from services.query import StageName, Trace
+from services.ranking.scenarios import Scenarios
 from services.retrieval.client import RetrievalClient
 from services.settings import Settings
 from services.stages.log import Log
@@ -38,6 +39,7 @@ class Gateway:
     pipeline: Pipeline
     responder: Responder
     retrieval: RetrievalClient
+    scenarios: Scenarios
     visibility: Visibility
     log: Log | None
     """None: impressions are not logged."""

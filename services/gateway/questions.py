@@ -16,6 +16,7 @@ from services.ingest.offsets import Position, parse_position
 from services.keys import keys_of
 from services.problems import Problem, brief, error_entry, invalid
 from services.query import Query
+from services.ranking.scenarios import LiveValue, UnknownScenario
 from services.schema import Exclude, FilterSource, RecommendationRequest, SessionEvent
 
 
@@ -29,6 +30,7 @@ async def make_query(gateway: Gateway, request: RecommendationRequest, *, place:
         raise invalid(pointer, "expected either user_id or session")
     now_ms = gateway.clock.now_ms()
     filter = read_filter(gateway, request.filter, place)
+    value = _read_scenario(gateway, request.scenario, place)
     positions = _read_positions(request.min_offset)
     session = None
     if request.session is not None:
@@ -50,7 +52,9 @@ async def make_query(gateway: Gateway, request: RecommendationRequest, *, place:
         given=given,
         positions=positions,
         now_ms=now_ms,
+        value=value,
         explain=request.explain,
+        continues=request.continues,
         include=frozenset(request.include),
     )
 
@@ -66,6 +70,14 @@ def read_filter(gateway: Gateway, source: FilterSource | None, place: str) -> Fi
             more["at"] = error.pointer
         entry = error_entry(f"/filter{inside}", error.detail, **more)
         raise Problem(422, "invalid-filter", str(error), errors=[entry]) from None
+
+
+def _read_scenario(gateway: Gateway, name: str, place: str) -> LiveValue:
+    try:
+        return gateway.scenarios.get(name)
+    except UnknownScenario as error:
+        more = {} if place == "body" else {"in": place}
+        raise invalid("/scenario", str(error), kind="unknown-scenario", value=name, **more) from None
 
 
 def unknown_type(gateway: Gateway, name: str) -> str | None:

@@ -23,10 +23,12 @@ from services.schema import (
     DEFAULT_INCLUDE,
     DEFAULT_LIMIT,
     BudgetMs,
+    Id,
     Include,
     Limit,
     RecommendationRequest,
     RecommendationResponse,
+    ScenarioName,
     SimilarItem,
     SimilarResponse,
 )
@@ -39,6 +41,8 @@ class RecommendationParameters(BaseModel):
 
     limit: Limit = DEFAULT_LIMIT
     filter: str | None = None
+    scenario: ScenarioName = "default"
+    continues: Id | None = None
     explain: bool = False
     budget_ms: BudgetMs | None = None
     include: list[Include] = Field(default_factory=lambda: list(DEFAULT_INCLUDE))
@@ -105,7 +109,10 @@ async def _recommend(gateway: Gateway, request: RecommendationRequest, place: st
     if log is not None:
 
         async def note() -> None:
-            log(query, slate)
+            if slate.ranked.explored is None:
+                log(query, slate)
+            else:  # estimating propensities takes milliseconds
+                await gateway.workers.run(log, query, slate)
 
         response.background = BackgroundTask(note)
     return response

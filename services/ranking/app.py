@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from services.processes.frames import MEDIA_TYPE
-from services.ranking.client import Ranking, pack_ranking, unpack_rank_call
+from services.ranking.client import pack_ranking, unpack_rank_call
 from services.ranking.engine import RankingEngine
 from services.retrieval.app import ARROW_ANSWER, ARROW_BODY
 from services.workers import Workers
@@ -27,8 +27,7 @@ def ranking_router(engine: RankingEngine, workers: Workers) -> APIRouter:
         body = await request.body()
 
         def work() -> bytes:
-            probabilities = engine.rank(*unpack_rank_call(body))
-            return pack_ranking(Ranking(probabilities=probabilities, tasks=engine.tasks, versions=engine.versions()))
+            return pack_ranking(engine.rank(*unpack_rank_call(body)))
 
         return Response(await workers.run(work), media_type=MEDIA_TYPE)
 

@@ -1,42 +1,30 @@
 """How the pipeline reaches ranking: in this process or over HTTP, with the same answer."""
 
-# n = candidates, T = tasks
-
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, Protocol
 
-import numpy as np
 from numpy.typing import NDArray
 
 from models.data.state import UserState
+from models.ranking.exploration import Draws
 from services.candidates import Candidates
 from services.ingest.offsets import Progress
 from services.processes.frames import FrameError, pack, unpack
 from services.processes.remote import Remote
 from services.processes.user_frames import pack_user, unpack_user
-from services.ranking.engine import RankingEngine
+from services.ranking.engine import Ranking, RankingEngine
 from services.schema import DependencyState
 from services.storage.streams import StreamName
 from services.workers import Workers
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ranking:
-    """Calibrated probabilities and who made them."""
-
-    probabilities: NDArray[np.float32]
-    """[n, T]."""
-    tasks: tuple[str, ...]
-    versions: dict[str, str]
-    """`ranker` and `calibrator`."""
-
-
 class RankingClient(Protocol):
     """What the pipeline needs of ranking."""
 
-    async def rank(self, user: UserState, candidates: Candidates, now_ms: int, timeout_ms: float) -> Ranking: ...
+    async def rank(
+        self, user: UserState, candidates: Candidates, now_ms: int, timeout_ms: float, draws: Draws | None = None
+    ) -> Ranking: ...
 
     async def wait_applied(self, stream: StreamName, offset: str, timeout_ms: float) -> bool: ...
 
@@ -53,10 +41,11 @@ class LocalRanking:
         self._workers = workers
         self._progress = progress
 
-    async def rank(self, user: UserState, candidates: Candidates, now_ms: int, timeout_ms: float) -> Ranking:
+    async def rank(
+        self, user: UserState, candidates: Candidates, now_ms: int, timeout_ms: float, draws: Draws | None = None
+    ) -> Ranking:
         """Score in a worker thread; the caller's deadline bounds the wait."""
-        probabilities = await self._workers.run(self.engine.rank, user, candidates, now_ms)
-        return Ranking(probabilities=probabilities, tasks=self.engine.tasks, versions=self.engine.versions())
+        return await self._workers.run(self.engine.rank, user, candidates, now_ms, draws)
 
     async def wait_applied(self, stream: StreamName, offset: str, timeout_ms: float) -> bool:
         """Only items matter to ranking."""
@@ -76,9 +65,11 @@ class RemoteRanking:
     def __init__(self, remote: Remote) -> None:
         self._remote = remote
 
-    async def rank(self, user: UserState, candidates: Candidates, now_ms: int, timeout_ms: float) -> Ranking:
+    async def rank(
+        self, user: UserState, candidates: Candidates, now_ms: int, timeout_ms: float, draws: Draws | None = None
+    ) -> Ranking:
         """One round trip; raises RemoteUnavailable, and TimeoutError past `timeout_ms`."""
-        body = pack_rank_call(user, candidates, now_ms)
+        body = pack_rank_call(user, candidates, now_ms, draws)
         return unpack_ranking(await self._remote.post_frame("/internal/rank", body, timeout_ms))
 
     async def wait_applied(self, stream: StreamName, offset: str, timeout_ms: float) -> bool:
@@ -94,26 +85,34 @@ class RemoteRanking:
         await self._remote.close()
 
 
-def pack_rank_call(user: UserState, candidates: Candidates, now_ms: int) -> bytes:
+def pack_rank_call(user: UserState, candidates: Candidates, now_ms: int, draws: Draws | None = None) -> bytes:
     """The request of /internal/rank."""
     arrays, meta = pack_user(user)
+    wanted = None if draws is None else list(draws)
     more_arrays, more_meta = candidates.to_frame()
-    return pack({**arrays, **more_arrays}, {**meta, **more_meta, "now_ms": now_ms})
+    return pack({**arrays, **more_arrays}, {**meta, **more_meta, "now_ms": now_ms, "draws": wanted})
 
 
-def unpack_rank_call(data: bytes) -> tuple[UserState, Candidates, int]:
+def unpack_rank_call(data: bytes) -> tuple[UserState, Candidates, int, Draws | None]:
     """The reverse of `pack_rank_call`. Raises FrameError."""
     arrays, meta = unpack(data)
     now_ms = meta.get("now_ms")
     if not isinstance(now_ms, int):
         raise FrameError(f"now_ms is {now_ms!r}; expected an integer")
-    return unpack_user(arrays, meta), Candidates.from_frame(arrays, meta), now_ms
+    try:
+        draws = None if meta.get("draws") is None else Draws(*meta["draws"])
+    except TypeError as error:
+        raise FrameError(f"draws are {meta['draws']!r}; expected seed, number and scale") from error
+    return unpack_user(arrays, meta), Candidates.from_frame(arrays, meta), now_ms, draws
 
 
 def pack_ranking(ranking: Ranking) -> bytes:
     """The answer of /internal/rank."""
-    meta: dict[str, Any] = {"tasks": list(ranking.tasks), "versions": ranking.versions}
-    return pack({"probabilities": ranking.probabilities.reshape(-1)}, meta)
+    meta: dict[str, Any] = {"tasks": list(ranking.tasks), "versions": dict(ranking.versions)}
+    arrays: dict[str, NDArray[Any]] = {"probabilities": ranking.probabilities.reshape(-1)}
+    if ranking.drawn is not None:
+        arrays["drawn"] = ranking.drawn.reshape(-1)
+    return pack(arrays, meta)
 
 
 def unpack_ranking(data: bytes) -> Ranking:
@@ -121,10 +120,13 @@ def unpack_ranking(data: bytes) -> Ranking:
     arrays, meta = unpack(data)
     try:
         tasks = tuple(meta["tasks"])
+        probabilities = arrays["probabilities"].reshape(-1, len(tasks))
+        drawn = arrays["drawn"].reshape(-1, *probabilities.shape) if "drawn" in arrays and len(probabilities) else None
         return Ranking(
-            probabilities=arrays["probabilities"].reshape(-1, len(tasks)),
+            probabilities=probabilities,
             tasks=tasks,
             versions=meta["versions"],
+            drawn=drawn,
         )
     except (KeyError, ValueError) as error:
         raise FrameError(f"no ranking in the frame: {error!r}") from error

@@ -5,7 +5,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,30 +14,59 @@ from numpy.typing import NDArray
 from models.data.items import ItemTable
 from models.data.state import History, UserState
 from models.ranking.calibration import Calibration
-from models.ranking.model import RankingModel
+from models.ranking.exploration import Draws
+from models.ranking.model import RequestScorer
 from services.candidates import Candidates, Plan
 from services.retrieval.engine import ItemChange, split_changes
 
 
-class RankingEngine:
-    """One ranking model over one item table. Thread-safe: many ranks beside a writer."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ranking:
+    """Calibrated probabilities and who made them."""
 
-    def __init__(self, model: RankingModel, items: ItemTable) -> None:
-        self.model = model
+    probabilities: NDArray[np.float32]
+    """[n, T]."""
+    tasks: tuple[str, ...]
+    versions: Mapping[str, str]
+    """`ranker` and `calibrator`."""
+    drawn: NDArray[np.float32] | None = None
+    """[1 + M, n, T]: probabilities under draws of the model's posterior, where they were asked for and it has one."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Serving:
+    """A model and the versions that an answer of it names: one object, so that no answer mixes two."""
+
+    model: RequestScorer
+    versions: Mapping[str, str]
+
+
+class RankingEngine:
+    """One ranking model over one item table. Thread-safe: many ranks beside a writer and a replacement."""
+
+    def __init__(self, model: RequestScorer, items: ItemTable) -> None:
         self.items = items
-        self._calibrator = calibrator_version(model.calibration)
+        self._serving = _serve(model)
 
     @property
-    def tasks(self) -> tuple[str, ...]:
-        """Names of the columns that `rank` answers."""
-        return tuple(self.model.tasks)
+    def model(self) -> RequestScorer:
+        """The model that the next request is ranked with."""
+        return self._serving.model
 
-    def versions(self) -> dict[str, str]:
-        """What an answer was made with."""
-        return {"ranker": self.model.version, "calibrator": self._calibrator}
+    def replace(self, model: RequestScorer, now_ms: int) -> None:
+        """Rank with another model from the next request on; requests under way end with the one they began with.
+
+        The new model is warmed up first. Whatever that raises, the old one stays.
+        """
+        serving = _serve(model)
+        self._warm_up(serving, now_ms)
+        self._serving = serving
 
     def warm_up(self, now_ms: int) -> None:
         """Rank once, with and without a history: the first call allocates what later ones use again."""
+        self._warm_up(self._serving, now_ms)
+
+    def _warm_up(self, serving: _Serving, now_ms: int) -> None:
         keys = self.items.keys()[:64]
         num_keys = len(keys)
         candidates = Candidates(
@@ -49,17 +79,59 @@ class RankingEngine:
         )
         history = History(keys, np.ones(num_keys, np.uint32), np.zeros(num_keys, np.float32), np.full(num_keys, now_ms))
         for user in (UserState(), UserState({}, history)):
-            self.rank(user, candidates, now_ms)
+            self._rank(serving, user, candidates, now_ms)
 
-    def rank(self, user: UserState, candidates: Candidates, now_ms: int) -> NDArray[np.float32]:
-        """Return f32[n, T]: calibrated probability of each task for each candidate, in one forward pass."""
+    def rank(self, user: UserState, candidates: Candidates, now_ms: int, draws: Draws | None = None) -> Ranking:
+        """Calibrated probability of each task for each candidate, in one forward pass of one model."""
+        return self._rank(self._serving, user, candidates, now_ms, draws)
+
+    def _rank(
+        self, serving: _Serving, user: UserState, candidates: Candidates, now_ms: int, draws: Draws | None = None
+    ) -> Ranking:
+        model = serving.model
+        tasks = tuple(model.tasks)
         if not len(candidates):
-            return np.zeros((0, len(self.tasks)), np.float32)
+            empty = np.zeros((0, len(tasks)), np.float32)
+            return Ranking(probabilities=empty, tasks=tasks, versions=serving.versions)
         batch = self.items.gather(candidates.keys)
         history_items = self.items.gather(user.history.keys)
-        return self.model.score(
+        if draws is not None and model.exploration is not None:
+            probabilities, drawn = model.draw(
+                user, batch, candidates.signals, candidates.tower_scores(), now_ms, draws, history_items=history_items
+            )
+            return Ranking(probabilities=probabilities, tasks=tasks, versions=serving.versions, drawn=drawn)
+        probabilities = model.score(
             user, batch, candidates.signals, candidates.tower_scores(), now_ms, history_items=history_items
         )
+        return Ranking(probabilities=probabilities, tasks=tasks, versions=serving.versions)
+
+    def observe(
+        self, user: UserState, keys: NDArray[np.int64], signals: NDArray[np.float64], ts_ms: NDArray[np.int64]
+    ) -> None:
+        """Count items shown to a user against what the model expected of them, until an action says otherwise.
+
+        signals: f64[n, S].  ts_ms: int64[n].  Expected is what the model says now, without offsets and without the
+        retrieval scores that the answer had. A model without popularity offsets counts nothing.
+        """
+        model = self.model
+        if model.popularity is None or not len(keys):
+            return
+        nan = np.full(len(keys), np.nan, np.float32)
+        logits = model.logits(
+            user, self.items.gather(keys), signals, nan, int(ts_ms.max()),
+            history_items=self.items.gather(user.history.keys),
+        )  # fmt: skip
+        expected = model.calibration.probabilities(logits, model.schema.implied_tasks())
+        model.popularity.update(keys, np.zeros(expected.shape, np.bool_), expected, ts_ms)
+
+    def credit(self, keys: NDArray[np.int64], action_masks: NDArray[np.uint32], ts_ms: NDArray[np.int64]) -> None:
+        """Count actions on items that were shown. Arrays of n."""
+        model = self.model
+        if model.popularity is None or not len(keys):
+            return
+        bits = np.array([model.schema.bit(task) for task in model.tasks], np.uint32)
+        done = ((action_masks[:, None] >> bits) & np.uint32(1)).astype(np.bool_)
+        model.popularity.update(keys, done, np.zeros(done.shape, np.float32), ts_ms)
 
     def apply_items(self, changes: Sequence[ItemChange]) -> None:
         """Take new, changed and deleted items into the table; of an item changed twice the last state stays."""
@@ -68,6 +140,10 @@ class RankingEngine:
             self.items.upsert(keys, attributes)
         if len(deleted):
             self.items.delete(deleted)
+
+
+def _serve(model: RequestScorer) -> _Serving:
+    return _Serving(model, {"ranker": model.version, "calibrator": calibrator_version(model.calibration)})
 
 
 def calibrator_version(calibration: Calibration) -> str:

@@ -21,11 +21,12 @@ from models.ranking.model import RankingModel
 from models.retrieval.model import RetrievalModel
 from models.train.loop import StageProgress
 from services.ranking.engine import RankingEngine
+from services.ranking.value import ValueFunction, ValueSource
 from services.replay.requests import ReplayRequest, num_sessions, session_requests, split_requests
 from services.replay.systems import Asked, systems
 from services.retrieval.engine import ItemChange, RetrievalEngine
 from services.training.data import TrainingData
-from services.training.jobs import fit_ranking, fit_retrieval
+from services.training.fits import fit_ranking, fit_retrieval
 
 CUTOFFS = (10, 50, 100)
 METRICS = ("recall", "ndcg", "dcg")
@@ -80,12 +81,13 @@ class Replay:
 def replay(
     data: TrainingData,
     attributes: AttributeSchema,
-    weights: Mapping[str, float],
+    value: ValueSource,
     config: ReplayConfig | None = None,
     progress: StageProgress | None = None,
 ) -> Replay:
     """Split, train on the past, walk the test window twice (sessions; all at the split), and score every system."""
     config = config or ReplayConfig()
+    function = ValueFunction.parse(value, data.schema)
     split_ms = data.events.quantile_ms(1.0 - config.test_share)
     past, future = data.events.split(split_ms)
     births_ms = _births_ms(data, config.born)
@@ -95,7 +97,7 @@ def replay(
 
     def walk(name: str, requests: Sequence[ReplayRequest]) -> Scores:
         world = _World(data, attributes, retrieval_model, ranking_model, births_ms)
-        return world.walk(name, requests, weights, config.num_candidates, progress)
+        return world.walk(name, requests, function, config.num_candidates, progress)
 
     sessions = walk("replay sessions", session_requests(data.events, data.schema, split_ms))
     at_split = walk("replay at the split", split_requests(data.events, data.schema, split_ms))
@@ -112,6 +114,27 @@ def replay(
         train_seconds=trained - started,
         walk_seconds=time.perf_counter() - trained,
     )
+
+
+def judge_sessions(
+    data: TrainingData,
+    attributes: AttributeSchema,
+    value: ValueSource,
+    split_ms: int,
+    retrieval_model: RetrievalModel,
+    ranking_model: RankingModel,
+    config: ReplayConfig,
+    name: str,
+    progress: StageProgress | None = None,
+) -> Scores:
+    """Walk the sessions from `split_ms` on with given models, which must have been trained on what was before.
+
+    name: of the walk, for `progress`.
+    """
+    world = _World(data, attributes, retrieval_model, ranking_model, _births_ms(data, config.born))
+    function = ValueFunction.parse(value, data.schema)
+    requests = session_requests(data.events, data.schema, split_ms)
+    return world.walk(name, requests, function, config.num_candidates, progress)
 
 
 def _train(
@@ -159,11 +182,11 @@ class _World:
         self,
         name: str,
         requests: Sequence[ReplayRequest],
-        weights: Mapping[str, float],
+        value: ValueFunction,
         num_candidates: int,
         progress: StageProgress | None,
     ) -> Scores:
-        compared = systems(self._retrieval, self._ranking, weights, num_candidates)
+        compared = systems(self._retrieval, self._ranking, value, num_candidates)
         names = [f"{metric}@{k}" for metric in METRICS for k in CUTOFFS]
         values = {system: {metric: np.zeros(len(requests)) for metric in names} for system in compared}
         for row, request in enumerate(requests):

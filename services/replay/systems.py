@@ -7,7 +7,7 @@ All of them ask the same live index, so "the catalogue alive at that instant" is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from models.data.state import UserState
 from services.ranking.engine import RankingEngine
-from services.ranking.value import order_of, values_of
+from services.ranking.value import ValueFunction, order_of
 from services.retrieval.engine import RetrievalEngine
 
 
@@ -32,7 +32,7 @@ System = Callable[[Asked], NDArray[np.int64]]
 
 
 def systems(
-    retrieval: RetrievalEngine, ranking: RankingEngine, weights: Mapping[str, float], num_candidates: int
+    retrieval: RetrievalEngine, ranking: RankingEngine, value: ValueFunction, num_candidates: int
 ) -> dict[str, System]:
     """Return the systems by name, simplest first."""
 
@@ -49,8 +49,8 @@ def systems(
 
     def by_ranking(asked: Asked) -> NDArray[np.int64]:
         found = retrieval.retrieve(asked.user, asked.now_ms, num_candidates, None, asked.seen)
-        probabilities = ranking.rank(asked.user, found, asked.now_ms)
-        return found.keys[order_of(found, values_of(probabilities, ranking.tasks, weights))][: asked.k]
+        ranked = ranking.rank(asked.user, found, asked.now_ms)
+        return found.keys[order_of(found, value(ranked.probabilities, ranked.tasks, found))][: asked.k]
 
     answers: dict[str, System] = {}
     if retrieval.popular is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import uuid
 
 from services.problems import over_budget
 from services.query import Person, Place, Query, Ranked, Slate, Trace
@@ -31,7 +30,7 @@ class Arrange:
                     places = await self._workers.run(self._look_up, query, ranked)
             except TimeoutError:
                 raise over_budget(f"item ids were not read within {left_ms:.0f} ms") from None
-        return Slate(recommendation_id=uuid.uuid4().hex, places=places, ranked=ranked, person=person)
+        return Slate(recommendation_id=query.recommendation_id, places=places, ranked=ranked, person=person)
 
     def _look_up(self, query: Query, ranked: Ranked) -> list[Place]:
         keys = ranked.candidates.keys

@@ -70,8 +70,14 @@ class Log:
 
 
 def impressions(query: Query, slate: Slate) -> list[Event]:
-    """One event per place of the slate; an anonymous visitor is a new one in each."""
+    """One event per place of the slate; an anonymous visitor is a new one in each.
+
+    Where the order was drawn, an event carries how likely the item was to stand at its place among the ranked, which
+    is its position but for items deleted since.
+    """
     user_id = query.user_id or f"anonymous:{slate.recommendation_id}"
+    drawn, places = slate.ranked.explored, slate.places
+    chances = None if drawn is None or not places else drawn.propensities(places[-1].row + 1)
     return [
         Event(
             event_id=f"{slate.recommendation_id}:{position}",
@@ -81,6 +87,7 @@ def impressions(query: Query, slate: Slate) -> list[Event]:
             ts_ms=query.now_ms,
             recommendation_id=slate.recommendation_id,
             position=position,
+            propensity=None if chances is None else float(chances[place.row]),
         )
-        for position, place in enumerate(slate.places, start=1)
+        for position, place in enumerate(places, start=1)
     ]

@@ -63,6 +63,11 @@ class Names:
         return f"{self.prefix}state"
 
     @property
+    def scenarios(self) -> str:
+        """Hash: scenario -> version, time and value function."""
+        return f"{self.prefix}scenarios"
+
+    @property
     def archive(self) -> str:
         """Hash: the archive's intent, so that a part begun before a crash is finished as the same part."""
         return f"{self.prefix}archive"

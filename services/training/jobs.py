@@ -1,55 +1,208 @@
-"""The training jobs: each makes one artifact, publishes and promotes it."""
+"""The training jobs: each makes one artifact and publishes it; a ranker takes the active one's place by the gate."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict
+import hashlib
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from models.data.events import EventTable
-from models.data.items import ItemTable
+from models.ranking.fisher import save_fisher
+from models.ranking.incremental import IncrementalConfig, train_incremental
 from models.ranking.model import RankingModel
-from models.ranking.training import RankingConfig, train_ranking
+from models.ranking.serving import export_model
+from models.ranking.training import RankingConfig, TrainedRanking, train_cold
 from models.retrieval.model import RetrievalModel
 from models.retrieval.training import RetrievalConfig, train_retrieval
 from models.train.loop import StageProgress, stage_of
-from services.storage.artifacts import ArtifactRegistry, Provenance
-from services.training.data import TrainingData
+from services.storage.artifacts import Artifact, ArtifactRegistry, Provenance
+from services.training.data import NothingToTrainOn, TrainingData
+from services.training.promotion import Decision, Gate
 
 RETRIEVAL, RANKING = "retrieval", "ranking"
 
 
-def fit_retrieval(
-    data: TrainingData, items: ItemTable, events: EventTable, seed: int, progress: StageProgress | None
-) -> RetrievalModel:
-    """Train the towers of the dataset's default configuration on `events`, which may be a part of the data's."""
-    return train_retrieval(
-        data.schema, items, data.users, events, RetrievalConfig(seed=seed), stage_of(progress, "train retrieval")
-    )
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What a job made."""
 
-
-def fit_ranking(
-    data: TrainingData, items: ItemTable, events: EventTable, seed: int, progress: StageProgress | None
-) -> RankingModel:
-    """As `fit_retrieval`, for the ranker."""
-    return train_ranking(data.schema, items, data.users, events, RankingConfig(seed=seed), progress)
+    kind: str
+    version: str
+    decision: Decision
 
 
 def train(
     data: TrainingData,
     registry: ArtifactRegistry,
+    gate: Gate,
     kinds: tuple[str, ...] = (RETRIEVAL, RANKING),
     progress: StageProgress | None = None,
-) -> dict[str, str]:
-    """Train each kind on all data, publish and promote it; return the artifact versions by kind."""
-    versions = {}
+    checkpoints: Path | None = None,
+) -> list[Outcome]:
+    """Train each kind from nothing and publish it. A retrieval model is promoted; a ranker if the gate lets it.
+
+    Where there is an active ranker and events after its own, the newest of those are kept from the new ranker, and
+    both are judged on them. Where nothing can be compared the new one is promoted, as its training was asked for.
+
+    checkpoints: folder in which a job that is cut short leaves what it has done; the same job takes it up.
+    """
+    made = []
+    if RANKING in kinds:  # before retrieval: a gate needs towers that have not seen what it judges on
+        made.append(_train_ranking(data, registry, gate, progress, checkpoints))
     if RETRIEVAL in kinds:
-        retrieval = fit_retrieval(data, data.items, data.events, 0, progress)
-        versions[RETRIEVAL] = _publish(registry, RETRIEVAL, retrieval.save, data, asdict(RetrievalConfig()))
-    if RANKING in kinds:
-        ranking = fit_ranking(data, data.items, data.events, 0, progress)
-        versions[RANKING] = _publish(registry, RANKING, ranking.save, data, asdict(RankingConfig()))
-    return versions
+        made.insert(0, _train_retrieval(data, registry, progress, checkpoints))
+    return made
+
+
+def train_on(
+    data: TrainingData,
+    registry: ArtifactRegistry,
+    gate: Gate,
+    config: IncrementalConfig | None = None,
+    progress: StageProgress | None = None,
+    checkpoints: Path | None = None,
+) -> Outcome:
+    """Train the active ranker on, over the events after its own, and publish the result; promote it by the gate.
+
+    The newest of those events judge and do not train; the next increment begins with them. An event that arrives
+    with a time before the last run's newest one is history and never a label.
+
+    Raises NothingToTrainOn where there is no ranker to go on from, no towers from before, or no new events.
+    """
+    config = config or IncrementalConfig()
+    active = _active(registry, data)
+    if active is None or active.provenance.data_window_ms is None:
+        raise NothingToTrainOn("there is no ranking model of this schema to train on from; first: shortlist train")
+    first_ms, last_ms = active.provenance.data_window_ms
+    since_ms = last_ms + 1
+    new = data.events.between(since_ms, None)
+    retrieval = _towers_before(registry, data, since_ms)
+    if retrieval is None:
+        raise NothingToTrainOn(
+            "there is no retrieval model that was trained on nothing but what the ranking model "
+            f"{active.version} has seen; first: shortlist train"
+        )
+    split_ms = new.quantile_ms(1.0 - gate.config.holdout_share) if len(new) else since_ms
+    learned = new.between(None, split_ms)
+    if not len(learned):
+        raise NothingToTrainOn(f"{len(new)} events since those of ranking model {active.version}: too few to train on")
+    lineage = active.provenance.config.get("lineage", {})
+    cold = registry.open(RANKING, lineage.get("cold", active.version))
+    with _checkpoint(checkpoints, RANKING, data, [asdict(config), active.version, split_ms]) as folder:
+        trained = train_incremental(
+            active.folder, cold.folder, data.schema, data.items, data.users, data.events.between(None, split_ms),
+            since_ms, retrieval, config, progress, folder,
+        )  # fmt: skip
+    decision = _judge(data, registry, gate, split_ms, trained.model, active, progress, promote_unjudged=False)
+    version = _publish(
+        registry, RANKING, _writer(trained), data, (first_ms, int(learned.ts_ms[-1])), decision,
+        asdict(config) | {"lineage": {"cold": cold.version, "since_ms": since_ms}}, active.version, _metrics(trained),
+    )  # fmt: skip
+    return Outcome(kind=RANKING, version=version, decision=decision)
+
+
+def _train_retrieval(
+    data: TrainingData, registry: ArtifactRegistry, progress: StageProgress | None, checkpoints: Path | None
+) -> Outcome:
+    config = RetrievalConfig()
+    with _checkpoint(checkpoints, RETRIEVAL, data, [asdict(config)]) as folder:
+        model = train_retrieval(
+            data.schema, data.items, data.users, data.events, config, stage_of(progress, "train retrieval"), folder
+        )
+    decision = Decision(promoted=True, reason="retrieval models are promoted as they are made")
+    version = _publish(
+        registry, RETRIEVAL, model.save, data, data.window_ms, decision, asdict(config), registry.current(RETRIEVAL)
+    )
+    return Outcome(kind=RETRIEVAL, version=version, decision=decision)
+
+
+def _train_ranking(
+    data: TrainingData,
+    registry: ArtifactRegistry,
+    gate: Gate,
+    progress: StageProgress | None,
+    checkpoints: Path | None,
+) -> Outcome:
+    config = RankingConfig()
+    active = _active(registry, data)
+    window = None if active is None else active.provenance.data_window_ms
+    new = data.events.between(window[1] + 1, None) if window is not None else data.events.take(slice(0, 0))
+    split_ms = new.quantile_ms(1.0 - gate.config.holdout_share) if len(new) else None
+    events = data.events.between(None, split_ms)
+    with _checkpoint(checkpoints, RANKING, data, [asdict(config), split_ms]) as folder:
+        trained = train_cold(data.schema, data.items, data.users, events, config, progress, folder)
+    if active is None:
+        decision = Decision(promoted=True, reason="there was no active ranking model of this schema")
+    elif split_ms is None:
+        decision = gate.undecided("there are no events after the active model's", active.version, promote=True)
+    else:
+        decision = _judge(data, registry, gate, split_ms, trained.model, active, progress, promote_unjudged=True)
+    version = _publish(
+        registry, RANKING, _writer(trained), data, _window(events), decision, asdict(config),
+        registry.current(RANKING), _metrics(trained),
+    )  # fmt: skip
+    return Outcome(kind=RANKING, version=version, decision=decision)
+
+
+def _judge(
+    data: TrainingData,
+    registry: ArtifactRegistry,
+    gate: Gate,
+    split_ms: int,
+    new: RankingModel,
+    active: Artifact,
+    progress: StageProgress | None,
+    *,
+    promote_unjudged: bool,
+) -> Decision:
+    retrieval = _towers_before(registry, data, split_ms)
+    if retrieval is None:
+        return gate.undecided("no retrieval model is older than the events to judge on", active.version, promote=True)
+    return gate.decide(
+        data, split_ms, retrieval, new, RankingModel.load(active.folder, data.schema), active.version,
+        promote_unjudged=promote_unjudged, progress=progress,
+    )  # fmt: skip
+
+
+def _active(registry: ArtifactRegistry, data: TrainingData) -> Artifact | None:
+    """Return the promoted ranker, if there is one and it fits the schema."""
+    if registry.current(RANKING) is None:
+        return None
+    artifact = registry.open(RANKING)
+    return artifact if artifact.provenance.schema_hash == data.schema.hash() else None
+
+
+def _towers_before(registry: ArtifactRegistry, data: TrainingData, ts_ms: int) -> RetrievalModel | None:
+    """Return the newest retrieval model that was trained on nothing from `ts_ms` on."""
+    for artifact in reversed(registry.versions(RETRIEVAL)):
+        made_of = artifact.provenance
+        window = made_of.data_window_ms
+        if made_of.schema_hash == data.schema.hash() and window is not None and window[1] < ts_ms:
+            artifact.verify()
+            return RetrievalModel.load(artifact.folder, data.schema)
+    return None
+
+
+def _writer(trained: TrainedRanking) -> Callable[[Path], None]:
+    def write(folder: Path) -> None:
+        trained.model.save(folder)
+        export_model(trained.model, folder)
+        if trained.fisher is not None:
+            save_fisher(folder, trained.fisher)
+
+    return write
+
+
+def _metrics(trained: TrainedRanking) -> dict[str, float]:
+    return {
+        **{f"seconds_{stage}": round(seconds, 3) for stage, seconds in trained.seconds.items()},
+        "examples": trained.report.num_examples,
+        "examples_per_s": round(trained.report.examples_per_s, 1),
+    }
 
 
 def _publish(
@@ -57,14 +210,38 @@ def _publish(
     kind: str,
     save: Callable[[Path], object],
     data: TrainingData,
-    config: Mapping[str, object],
+    window_ms: tuple[int, int] | None,
+    decision: Decision,
+    config: Mapping[str, Any],
+    parent: str | None,
+    metrics: Mapping[str, float] | None = None,
 ) -> str:
     provenance = Provenance(
-        config=config,
+        config={**config, "promotion": decision.record()},
         schema_hash=data.schema.hash(),
-        data_window_ms=data.window_ms,
-        parent=registry.current(kind),
+        data_window_ms=window_ms,
+        metrics={**(metrics or {}), **decision.figures},
+        parent=parent,
     )
     version = registry.publish(kind, save, provenance)
-    registry.promote(kind, version)
+    if decision.promoted:
+        registry.promote(kind, version)
     return version
+
+
+def _window(events: EventTable) -> tuple[int, int] | None:
+    return (int(events.ts_ms[0]), int(events.ts_ms[-1])) if len(events) else None
+
+
+@contextmanager
+def _checkpoint(folder: Path | None, kind: str, data: TrainingData, job: object) -> Iterator[Path | None]:
+    """Give the job a folder of its own for its checkpoints; once it is done, all of its kind are removed.
+
+    Jobs on other data, or of another configuration, have other folders, so none takes up what is not its own.
+    """
+    if folder is None:
+        yield None
+        return
+    what = repr((data.schema.hash(), data.events_offset, data.items_offset, len(data.events), job))
+    yield folder / kind / hashlib.blake2b(what.encode(), digest_size=8).hexdigest()
+    shutil.rmtree(folder / kind, ignore_errors=True)

@@ -1,17 +1,47 @@
-"""The train command: settings in, storage wired, artifact versions out."""
+"""The train command: settings in, storage wired, outcomes out."""
 
 from __future__ import annotations
 
 from models.train.loop import StageProgress
 from services.datasets.dataset import Dataset
 from services.folder import job_storage
+from services.replay.job import ReplayConfig
 from services.settings import Settings
 from services.training.data import load_training_data
-from services.training.jobs import train
+from services.training.jobs import Outcome, train, train_on
+from services.training.promotion import Gate, GateConfig
+
+CHECKPOINTS = "checkpoints"
+"""Folder of the data folder where jobs that were cut short left what they had done."""
 
 
-def run_training(settings: Settings, kinds: tuple[str, ...], progress: StageProgress | None = None) -> dict[str, str]:
-    """Train the kinds on what the data folder of the settings holds; return the new versions by kind."""
+def run_training(
+    settings: Settings,
+    kinds: tuple[str, ...],
+    *,
+    incremental: bool = False,
+    config: GateConfig | None = None,
+    progress: StageProgress | None = None,
+) -> list[Outcome]:
+    """Train the kinds on what the data folder of the settings holds.
+
+    incremental: train the active ranker on, instead of new models from nothing; `kinds` is then not read.
+    """
+    dataset = Dataset.load(settings.dataset)
+    gate = make_gate(settings, dataset, config)
     with job_storage(settings, "train") as storage:
-        data = load_training_data(storage, Dataset.load(settings.dataset).feature_schema())
-        return train(data, storage.artifacts, kinds, progress)
+        data = load_training_data(storage, dataset.feature_schema())
+        checkpoints = storage.data_dir / CHECKPOINTS
+        if incremental:
+            return [train_on(data, storage.artifacts, gate, progress=progress, checkpoints=checkpoints)]
+        return train(data, storage.artifacts, gate, kinds, progress, checkpoints)
+
+
+def make_gate(settings: Settings, dataset: Dataset, config: GateConfig | None = None) -> Gate:
+    """Return the gate that judges as the platform serves."""
+    return Gate(
+        attributes=dataset.attribute_schema(),
+        value=dataset.ranking.value,
+        replay=ReplayConfig(num_candidates=settings.retrieval.num_candidates, born=dataset.items.available_from),
+        config=config or GateConfig(),
+    )

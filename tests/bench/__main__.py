@@ -4,12 +4,12 @@ import argparse
 import subprocess
 import sys
 
-BENCHMARKS = ("gateway", "retrieval", "gpu")
+BENCHMARKS = ("gateway", "retrieval", "ranking", "gpu")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="the short form: at most 5 minutes each")
+    parser.add_argument("--quick", action="store_true", help="the short form: at most 12 minutes each")
     flags = ["--quick"] if parser.parse_args().quick else []
     failed = [
         name for name in BENCHMARKS if subprocess.run([sys.executable, "-m", f"tests.bench.{name}", *flags]).returncode

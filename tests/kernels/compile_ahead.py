@@ -10,7 +10,7 @@ import sys
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
 
-from kernels.gpu import dense_topk, scan, select
+from kernels.gpu import cross, dense_topk, embedding_bag, scan, select
 
 PRODUCTS = r"(?:mma\.sync|wgmma\.mma_async)\.[\w.:]+"
 POINTERS = {
@@ -21,14 +21,16 @@ POINTERS = {
 }  # fmt: skip
 
 
-def compile_kernel(kernel, arch, constants, pointers=None, num_warps=4):
+def compile_kernel(kernel, arch, constants, pointers=None, num_warps=4, num_stages=3):
     """PTX and metadata; pointers are taken to be aligned to 16 bytes, as torch's are."""
     kinds = POINTERS | (pointers or {})
     names = kernel.arg_names
     signature = {name: "constexpr" if name in constants else kinds.get(name, "i32") for name in names}
     attributes = {(at,): [["tt.divisibility", 16]] for at, name in enumerate(names) if name.endswith("_ptr")}
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
-    return compile(source, target=GPUTarget("cuda", arch, 32), options={"num_warps": num_warps})
+    return compile(
+        source, target=GPUTarget("cuda", arch, 32), options={"num_warps": num_warps, "num_stages": num_stages}
+    )
 
 
 def cases(dim):
@@ -55,12 +57,38 @@ def others():
     yield "rank", select.rank_hits, {"BLOCK": dense_topk.RANK_BLOCK, "OTHERS": dense_topk.RANK_OTHERS}, None, 4
 
 
+def cross_cases(dim, rank=32):
+    """The three kernels of a cross layer; float32 products as TF32 and as they are, halves on tensor cores."""
+    names = ("grad", "x0", "x", "down", "up", "bias", "out", "dx0", "dx")
+    for kind, precision in (("fp32", "tf32"), ("fp32", "ieee"), ("fp16", "ieee"), ("bf16", "ieee")):
+        pointers = {f"{name}_ptr": f"*{kind}" for name in names}
+        pointers |= {f"{name}_ptr": "*fp32" for name in ("h", "dh", "dup", "ddown", "dbias")}
+        shape = cross.shape_of(dim, rank) | {"PRECISION": precision}
+        for kernel in (cross.cross_forward, cross.cross_backward_rows, cross.cross_backward_weights):
+            yield f"{kernel.__name__}_{kind}_{precision}", kernel, shape, pointers, cross.NUM_WARPS
+
+
+def bag_cases(dim):
+    pointers = {"hash_ptr": "*i64", "place_ptr": "*i64", "grad_ptr": "*fp32", "out_ptr": "*fp32"}
+    shape = {"DIM": dim, "BLOCK_D": 1 << (dim - 1).bit_length(), "BAGS": embedding_bag.BAGS}
+    for int8 in (False, True):
+        kinds = pointers | {"table_ptr": "*i8" if int8 else "*fp32", "scale_ptr": "*fp32", "middle_ptr": "*fp32"}
+        yield f"bag_forward_{'int8' if int8 else 'fp32'}", embedding_bag.bag_forward, shape | {"INT8": int8}, kinds, 4
+    yield "bag_backward", embedding_bag.bag_backward, shape | {"PARTS": embedding_bag.NUM_PARTS}, pointers, 4
+
+
 def main():
+    """Arguments: the card, then the op (`dense_topk` or `ranking`), then dimensions."""
     found = []
-    dims = [int(dim) for dim in sys.argv[2:]] or [128]
-    for name, kernel, constants, pointers, num_warps in [*(case for dim in dims for case in cases(dim)), *others()]:
-        arch = int(sys.argv[1])
-        made = compile_kernel(kernel, arch, constants, pointers, num_warps)
+    arch, op = int(sys.argv[1]), sys.argv[2]
+    dims = [int(dim) for dim in sys.argv[3:]] or [128]
+    if op == "ranking":
+        compiled = [*(case for dim in dims for case in cross_cases(dim)), *bag_cases(16)]
+    else:
+        compiled = [*(case for dim in dims for case in cases(dim)), *others()]
+    for name, kernel, constants, pointers, num_warps in compiled:
+        num_stages = cross.NUM_STAGES if name.startswith("cross") else 3
+        made = compile_kernel(kernel, arch, constants, pointers, num_warps, num_stages)
         ptx = made.asm["ptx"]
         found.append(
             {

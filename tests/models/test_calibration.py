@@ -79,7 +79,7 @@ def test_a_file_gives_the_same_probabilities(tmp_path: Path) -> None:
 
 def test_a_map_that_falls_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "calibration.json"
-    path.write_text('{"format": 1, "maps": {"a": {"raw": [0, 1], "calibrated": [1, 0]}}}')
+    path.write_text('{"format": 2, "maps": {"a": {"raw": [0, 1], "calibrated": [1, 0]}}}')
     with pytest.raises(ValueError, match="task 'a' is not increasing"):
         Calibration.load(path, ("a",))
     path.write_text('{"format": 9}')
@@ -102,3 +102,34 @@ def test_consistent_probabilities_are_in_order_and_no_further_from_the_truth(row
     before = np.square(estimate[:, :2] - truth[:, :2]).sum(axis=1)
     after = np.square(pair - truth[:, :2]).sum(axis=1)
     assert (after <= before + 1e-12).all()
+
+
+def test_the_report_is_of_members_that_the_map_was_not_fitted_on() -> None:
+    logits, labels = draw(20_000, 0, slope=0.4, offset=-1.5)
+    groups = np.arange(20_000) // 100
+    fitted = Calibration.fit(("a",), logits[:, None], labels[:, None], groups)
+    (report,) = fitted.reports
+    assert (report.num_examples, report.num_positives) == (20_000, labels.sum())
+    assert report.before.calibration_error == pytest.approx(
+        expected_calibration_error(sigmoid(logits), labels), abs=1e-4
+    )
+    assert report.after.calibration_error < 0.03 < report.before.calibration_error
+    assert report.after.observed_over_expected == pytest.approx(1.0, abs=0.05)
+    assert report.after.normalised_entropy < report.before.normalised_entropy
+    # Labels that a group shares cannot be learned from the other half: the report does not praise noise.
+    random = np.random.default_rng(0)
+    noise = np.repeat(random.random(40) < 0.5, 50)
+    told = Calibration.fit(
+        ("a",), np.repeat(np.arange(40.0, dtype=np.float32), 50)[:, None], noise[:, None], np.repeat(np.arange(40), 50)
+    )
+    assert told.reports[0].after.normalised_entropy > 0.95
+
+
+def test_a_file_gives_back_the_report(tmp_path: Path) -> None:
+    logits, labels = draw(2000, 0)
+    fitted = Calibration.fit(("a",), logits[:, None], labels[:, None], np.arange(2000))
+    fitted.save(tmp_path / "calibration.json")
+    again = Calibration.load(tmp_path / "calibration.json", ("a",))
+    assert again.reports == fitted.reports
+    with pytest.raises(ValueError, match="3 groups"):
+        Calibration.fit(("a",), logits[:, None], labels[:, None], np.arange(3))

@@ -6,12 +6,19 @@ import pytest
 from models.evaluate import (
     auc,
     auc_per_user,
+    auc_statistic,
+    bootstrap,
     bootstrap_mean,
     dcg_at,
     expected_calibration_error,
+    grouped_auc_statistic,
     log_loss,
+    log_loss_statistic,
     ndcg_at,
+    normalised_entropy,
+    observed_over_expected,
     recall_at,
+    reliability,
 )
 
 RANKED = np.array([True, False, True, False])
@@ -76,3 +83,51 @@ def test_bootstrap_draws_members_with_all_their_values() -> None:
 def test_bootstrap_wants_enough_resamples() -> None:
     with pytest.raises(ValueError, match="num_resamples is 10"):
         bootstrap_mean(np.ones(3), num_resamples=10)
+
+
+def test_weights_repeat_examples() -> None:
+    random = np.random.default_rng(3)
+    scores = random.integers(0, 8, size=80).astype(float)
+    labels = random.random(80) < 0.3
+    probabilities = random.random(80)
+    users = random.integers(0, 9, size=80)
+    times = random.integers(0, 3, size=9)[users]
+    repeated = np.repeat(np.arange(80), times)
+    ones = np.ones(80)
+    assert auc_statistic(scores, labels)(ones) == pytest.approx(auc(scores, labels))
+    assert auc_statistic(scores, labels)(times.astype(float)) == pytest.approx(auc(scores[repeated], labels[repeated]))
+    assert log_loss_statistic(probabilities, labels)(times.astype(float)) == pytest.approx(
+        log_loss(probabilities[repeated], labels[repeated])
+    )
+    per_user = auc_per_user(scores, labels, users)
+    sizes = np.bincount(users)[np.unique(users)]
+    kept = ~np.isnan(per_user)
+    expected = (per_user[kept] * sizes[kept]).sum() / sizes[kept].sum()
+    assert grouped_auc_statistic(scores, labels, users)(ones) == pytest.approx(expected)
+
+
+def test_calibration_metrics_by_hand() -> None:
+    labels = np.array([True, False, False, False])
+    assert normalised_entropy(np.full(4, 0.25), labels) == pytest.approx(1.0)
+    assert normalised_entropy(np.array([0.9, 0.1, 0.1, 0.1]), labels) < 0.3
+    assert np.isnan(normalised_entropy(np.full(2, 0.5), np.array([True, True])))
+    assert observed_over_expected(np.full(4, 0.5), labels) == pytest.approx(0.5)
+    predicted, observed, sizes = reliability(np.array([0.1, 0.2, 0.8, 0.9]), np.array([False, True, True, True]), 2)
+    assert predicted.tolist() == pytest.approx([0.15, 0.85])
+    assert observed.tolist() == [0.5, 1.0] and sizes.tolist() == [2, 2]
+
+
+def test_bootstrap_draws_members_whole_and_pairs_by_seed() -> None:
+    random = np.random.default_rng(5)
+    users = np.repeat(np.arange(40), 10)
+    labels = random.random(400) < 0.4
+    better = labels + random.normal(0.0, 1.0, 400)
+    worse = labels + random.normal(0.0, 3.0, 400)
+    first, second = auc_statistic(better, labels), auc_statistic(worse, labels)
+    gain = bootstrap(lambda weights: first(weights) - second(weights), users)
+    assert gain.low <= gain.mean <= gain.high and gain.low > 0.0
+    assert bootstrap(first, users) == bootstrap(first, users)
+    one_member = bootstrap(first, np.zeros(400, dtype=np.int64))
+    assert one_member.low == pytest.approx(one_member.high) == pytest.approx(one_member.mean)
+    with pytest.raises(ValueError, match="num_resamples is 10"):
+        bootstrap(first, users, num_resamples=10)

@@ -79,6 +79,26 @@ def test_a_port_in_use_is_told_at_once(demo_data: tuple[Path, str]) -> None:
     assert f"cannot listen on 127.0.0.1 port {port}" in text
 
 
+def test_training_on_says_what_it_decided(demo_data: tuple[Path, str], tmp_path: Path) -> None:
+    data_dir = tmp_path / "data"
+    shutil.copytree(demo_data[0], data_dir)
+    text = run("train", "ranking", "--incremental", data_dir=data_dir, expect=2)
+    assert "0 events since those of ranking model" in text
+    rows = [f"u{user},{1 + (7 * user + step) % 120},rating,{1 + step % 5},{(900_000_000 + 7200 * user + step) * 1000}"
+            for user in range(160) for step in range(8)]  # fmt: skip
+    ratings = tmp_path / "later.csv"
+    ratings.write_text("\n".join(["user_id,item_id,type,value,ts", *rows]) + "\n")
+    assert "1280 events imported" in run("import", "events", str(ratings), data_dir=data_dir)
+    text = run("train", "ranking", "--incremental", "--margin", "1", data_dir=data_dir)
+    decided = re.search(
+        r"ranking (\S+) is current: NDCG@10 [\d.]+ against [\d.]+ of the active model on (\d+) sess", text
+    )
+    assert decided is not None
+    current = json.loads((data_dir / "artifacts" / "ranking" / "current.json").read_text())
+    assert current["version"] == decided[1] and len(current["previous"]) == 1
+    assert "trains a ranker, not all" in run("train", "--incremental", data_dir=data_dir, expect=2)
+
+
 def test_replay_prints_every_system_with_intervals(demo_data: tuple[Path, str], tmp_path: Path) -> None:
     out = tmp_path / "replay.json"
     text = run("replay", "--test-share", "0.2", "--json", str(out), data_dir=demo_data[0])

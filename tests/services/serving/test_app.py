@@ -167,6 +167,7 @@ def test_readiness_names_every_dependency(client: httpx.Client) -> None:
     assert set(ready.json()["dependencies"]) == {
         "storage", "retrieval", "ranking", "ingest", "follower state", "follower retrieval-items",
         "follower retrieval-events", "follower snapshots", "follower archive", "follower signals",
+        "follower ranking-events", "ranking model", "scenarios",
     }  # fmt: skip
 
 
@@ -179,6 +180,8 @@ def test_every_route_is_described(client: httpx.Client) -> None:
         "/v1/items/{identifier}",
         "/v1/users/{identifier}",
         "/v1/events",
+        "/v1/scenarios",
+        "/v1/scenarios/{name}",
         "/healthz",
         "/readyz",
         "/metrics",

@@ -192,7 +192,7 @@ def test_calls_survive_the_wire(engine: RetrievalEngine, user: UserState) -> Non
         assert (got.given is None) if given is None else got.given is not None and got.given.tolist() == [5, -6]
         assert np.array_equal(got.user.history.values, user.history.values, equal_nan=True)
     sent = candidates(9)
-    state, same, now_ms = unpack_rank_call(pack_rank_call(UserState({"age": 3}, History.empty()), sent, NOW_MS))
+    state, same, now_ms, draws = unpack_rank_call(pack_rank_call(UserState({"age": 3}, History.empty()), sent, NOW_MS))
     assert state.profile == {"age": 3} and now_ms == NOW_MS and np.array_equal(same.signals, sent.signals)
     ranking = Ranking(probabilities=np.ones((4, 2), np.float32), tasks=("a", "b"), versions={"ranker": "r"})
     assert unpack_ranking(pack_ranking(ranking)).probabilities.shape == (4, 2)

@@ -1,0 +1,28 @@
+"""The two models with the dataset's default configuration: what the jobs publish and the replay judges."""
+
+from __future__ import annotations
+
+from models.data.events import EventTable
+from models.data.items import ItemTable
+from models.ranking.model import RankingModel
+from models.ranking.training import RankingConfig, train_ranking
+from models.retrieval.model import RetrievalModel
+from models.retrieval.training import RetrievalConfig, train_retrieval
+from models.train.loop import StageProgress, stage_of
+from services.training.data import TrainingData
+
+
+def fit_retrieval(
+    data: TrainingData, items: ItemTable, events: EventTable, seed: int, progress: StageProgress | None
+) -> RetrievalModel:
+    """Train the towers of the dataset's default configuration on `events`, which may be a part of the data's."""
+    return train_retrieval(
+        data.schema, items, data.users, events, RetrievalConfig(seed=seed), stage_of(progress, "train retrieval")
+    )
+
+
+def fit_ranking(
+    data: TrainingData, items: ItemTable, events: EventTable, seed: int, progress: StageProgress | None
+) -> RankingModel:
+    """As `fit_retrieval`, for the ranker."""
+    return train_ranking(data.schema, items, data.users, events, RankingConfig(seed=seed), progress)

@@ -1,0 +1,1 @@
+"""Impression logs of public data, and the rankers that ours is compared with on them."""
