@@ -57,7 +57,7 @@ class PipelineSettings(_Section):
     log_impressions: bool = True
     """Append an `impression` event per recommended item after the answer."""
     engine_workers: Annotated[int, Field(ge=1, le=64)] = 2
-    """Threads that search and rank for requests, at the same time at most."""
+    """Threads that rank for requests, at the same time at most."""
     storage_workers: Annotated[int, Field(ge=1, le=256)] = 8
     """Threads that read and write storage for requests, at the same time at most."""
 
@@ -82,6 +82,8 @@ class RetrievalSettings(_Section):
     """Part of the candidates reserved for the items most popular of late."""
     search_threads: Annotated[int, Field(ge=1, le=256)] = 1
     """Threads of one large search."""
+    max_concurrent: Annotated[int, Field(ge=1, le=256)] = 16
+    """Requests that retrieval works on at the same time at most; their searches share passes over the index."""
     recent_half_life: Annotated[str, Field(pattern=r"^[1-9][0-9]{0,8}[smhdw]$")] = "7d"
     """Half life of "of late"; the dataset's signal nearest to it is taken."""
 
