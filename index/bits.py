@@ -21,9 +21,10 @@ def pack_bits(flag_N: NDArray[np.bool_]) -> Words:
 def list_bits(words: Words) -> Rows:
     """The rows whose bit is set, ascending."""
     (full,) = np.nonzero(words)
-    bits = np.unpackbits(words[full].astype("<u8").view(np.uint8), bitorder="little").reshape(-1, 64)
-    place, bit = np.nonzero(bits)
-    return (full[place] * 64 + bit).astype(np.int64)
+    bits = np.unpackbits(words[full].astype("<u8").view(np.uint8), bitorder="little")
+    (place,) = np.nonzero(bits.view(np.bool_))
+    rows: Rows = full[place >> 6] * 64 + (place & 63)
+    return rows
 
 
 def set_bits(words: Words, rows: Rows) -> None:

@@ -40,7 +40,7 @@ def calibrate(
     if backend == "reference" or num_rows < MIN_ROWS:
         return Costs()
     vector_ND, key_N = vector_ND[:num_rows], key_N[:num_rows]
-    codes = Codes(codes.code_ND[:num_rows], codes.scale_N[:num_rows], codes.residual_N[:num_rows], codes.mean_D)
+    codes = codes.first(num_rows)
     query_BD = np.random.default_rng(0).standard_normal((MANY, vector_ND.shape[1])).astype(np.float32)
     every_W = live_W[:num_words]
     sparse_W = every_W & np.uint64(0x1111_1111_1111_1111)  # every fourth row: enough for all threads to take part

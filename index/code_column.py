@@ -16,6 +16,8 @@ from index.sorted_rows import Ordered, SortedRows
 
 MAX_PLANES = 256  # per attribute
 MIN_PLANE_ROWS = 64  # a rarer value is not worth a plane
+PAIR_ROWS = 1 << 13  # read at once: np.repeat lets no other thread run meanwhile
+POOL_FULL, MIN_POOL_CODES = 0.85, 1 << 14  # lists are copied into a new pool ahead of need
 
 
 class ValueTable:
@@ -40,15 +42,15 @@ class ValueTable:
 
 class CodeColumn:
     """keyword and bool values (one code a row) or keyword_list values (several): a plane for a frequent code, the
-    column's order for the others. The codes of lists lie in one pool; a code 0 in it is dead.
+    column's order for the others. The codes of lists lie in one pool; what no row points at is dead.
     """
 
     def __init__(
-        self, attribute: Attribute, capacity: int, table: ValueTable | None = None, order: SortedRows | None = None
+        self, attribute: Attribute, capacity: int, table: ValueTable | None = None, pool_room: int = 0
     ) -> None:
         self.attribute = attribute
         self.table = table or ValueTable()
-        self._order = order or SortedRows(np.dtype(np.int32))
+        self.order = SortedRows(np.dtype(np.int32))
         self.planes: dict[int, Words] = {}
         self._capacity = capacity
         self._is_list = attribute.type == "keyword_list"
@@ -57,22 +59,49 @@ class CodeColumn:
         list_rows = capacity if self._is_list else 0
         # The pool and each row's (start, length) in it: replaced together, so that readers hold a matching pair.
         self._lists: tuple[NDArray[np.int32], NDArray[np.int32]] = (
-            np.zeros(list_rows, np.int32),
+            np.zeros(pool_room or list_rows, np.int32),
             np.zeros((list_rows, 2), np.int32),
         )
         self._pool_used = 0
 
-    def grow(self, capacity: int) -> CodeColumn:
-        grown = CodeColumn(self.attribute, capacity, self.table, self._order.copy())
-        grown._present_W[: self._present_W.size] = self._present_W
-        grown._code_N[: self._code_N.size] = self._code_N
-        pool, span_N = self._lists
-        grown._lists[1][: span_N.shape[0]] = span_N
-        grown._lists, grown._pool_used = (pool.copy(), grown._lists[1]), self._pool_used
-        for code, plane in list(self.planes.items()):
-            grown.planes[code] = np.zeros(capacity // 64, np.uint64)
-            grown.planes[code][: plane.size] = plane
-        return grown
+    @property
+    def num_rows(self) -> int:
+        return self._capacity
+
+    @property
+    def wants_copy(self) -> bool:
+        """Whether the pool of lists is nearly full, most likely of dead codes."""
+        size = self._lists[0].size
+        return size > MIN_POOL_CODES and self._pool_used > POOL_FULL * size
+
+    def begin_copy(self, capacity: int) -> CodeColumn:
+        pool_room = _pool_room(int(self._lists[1][:, 1].sum())) if self._is_list else 0
+        return CodeColumn(self.attribute, capacity, self.table, pool_room)
+
+    def copy_rows(self, source: CodeColumn, rows: Rows, words: Rows) -> None:
+        if self._is_list:
+            self._write_pool(rows, *source._codes_of(rows))
+        else:
+            self._code_N[rows] = source._code_N[rows]
+        self._present_W[words] = source._present_W[words]
+        for code, plane in source.planes.items():
+            if code in self.planes:
+                self.planes[code][words] = plane[words]
+            else:
+                self._copy_plane(code, plane)
+
+    def _copy_plane(self, code: int, plane: Words) -> None:
+        self.planes[code] = np.zeros(self._capacity // 64, np.uint64)
+        self.planes[code][: plane.size] = plane
+
+    def finish_copy(self, source: CodeColumn) -> None:
+        for code in source.planes.keys() - self.planes.keys():
+            self._copy_plane(code, source.planes[code])
+        self.order = source.order.copy()
+
+    def sort(self) -> None:
+        if self.order.is_due:
+            self.order.sort(self._pairs)
 
     def write(self, rows: Rows, values: Sequence[Stored]) -> None:
         code = self.table.code
@@ -120,8 +149,6 @@ class CodeColumn:
 
     def _write_pool(self, rows: Rows, codes: NDArray[np.int32], lengths: NDArray[np.int64]) -> None:
         pool, span_N = self._lists
-        for start, length in span_N[rows][span_N[rows, 1] > 0].tolist():
-            pool[start : start + length] = 0
         span_N[rows, 1] = 0
         if self._pool_used + codes.size > pool.size:
             pool, span_N = self._compact_pool(codes.size)
@@ -136,7 +163,7 @@ class CodeColumn:
         _, old_span_N = self._lists
         rows = np.flatnonzero(old_span_N[:, 1])
         codes, lengths = self._codes_of(rows)
-        pool = np.zeros(max(64, (codes.size + room) * 3 // 2), np.int32)
+        pool = np.zeros(_pool_room(codes.size + room), np.int32)
         pool[: codes.size] = codes
         span_N = old_span_N.copy()
         span_N[rows, 0] = np.cumsum(lengths) - lengths
@@ -161,20 +188,24 @@ class CodeColumn:
         frequent = [code for code in distinct[table.counts[distinct] >= enough].tolist() if code not in planes][
             : MAX_PLANES - len(planes)
         ]
-        self._order.append(owners[rare], self._pairs)
+        self.order.append(owners[rare], self._pairs)
         for code in frequent:
-            built = self._find([code], self._order.ordered, self._capacity // 64)
+            built = self._find([code], self.order.ordered, self._capacity // 64)
             self.planes = {**self.planes, code: built}
 
     def _pairs(self) -> tuple[NDArray[np.int32], Rows]:
         """The codes without a plane, and the row of each."""
         rows = list_bits(self._present_W)
-        codes, lengths = self._codes_of(rows)
-        rows = np.repeat(rows, lengths)
-        has_order = np.ones(max(len(self.table.values), int(codes.max(initial=0)) + 1), np.bool_)
-        has_order[[0, *self.planes]] = False
-        kept = has_order[codes]
-        return codes[kept], rows[kept]
+        planes = np.fromiter(self.planes, np.int64, len(self.planes))
+        parts: list[tuple[NDArray[np.int32], Rows]] = [(np.zeros(0, np.int32), np.zeros(0, np.int64))]
+        for first in range(0, rows.size, PAIR_ROWS):
+            codes, lengths = self._codes_of(rows[first : first + PAIR_ROWS])
+            has_order = np.ones(int(codes.max(initial=0)) + 1, np.bool_)
+            has_order[0] = False
+            has_order[planes[planes < has_order.size]] = False
+            kept = has_order[codes]
+            parts.append((codes[kept], np.repeat(rows[first : first + PAIR_ROWS], lengths)[kept]))
+        return np.concatenate([codes for codes, _ in parts]), np.concatenate([owners for _, owners in parts])
 
     def _find(self, codes: Sequence[int], ordered: Ordered, num_words: int) -> Words:
         """The rows that have any of the codes, none of which has a plane."""
@@ -193,7 +224,7 @@ class CodeColumn:
     def any_of(self, values: Sequence[Scalar], num_words: int) -> Words:
         codes = [code for value in values if (code := self.table.code_of.get(value)) is not None]  # type: ignore[arg-type]
         # The order before the planes: a code that left the order has its plane by then.
-        ordered = self._order.ordered
+        ordered = self.order.ordered
         planes = self.planes
         words = np.zeros(num_words, np.uint64)
         rare = []
@@ -253,7 +284,11 @@ class CodeColumn:
             raise ValueError(f"column {self.attribute.name!r}: a code past its table of {len(places)}")
         codes = np.array(places, np.int32)[stored] if stored.size else np.zeros(0, np.int32)
         self._write_codes(np.arange(num_rows, dtype=np.int64), codes, lengths)
-        self._order.sort(self._pairs)  # without the codes that got a plane
+        self.order.sort(self._pairs)  # without the codes that got a plane
+
+
+def _pool_room(num_codes: int) -> int:
+    return max(64, num_codes * 7 // 4)
 
 
 def _value_text(value: str | bool | None) -> str:

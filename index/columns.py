@@ -1,13 +1,16 @@
 """Attribute values by row: the columns of a schema, and the evaluation of filters over them.
 
 A column is written by one writer, only at rows that no reader can see, and read by any number of readers. What
-its order suggests is compared with the column itself, so every filter is exact. `grow` makes a larger
-copy and leaves the old column as it was, for the readers that still hold it.
+its order suggests is compared with the column itself, so every filter is exact. Growing makes a larger copy
+and leaves the old column as it was, for the readers that still hold it.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
+
+import numpy as np
 
 from index.attributes import AttributeSchema, Stored
 from index.bits import Rows, Words
@@ -32,9 +35,42 @@ class Columns:
 
     def grow(self, capacity: int) -> Columns:
         """A larger copy; this one stays as it is."""
-        grown = Columns(self.schema, 0)
-        grown.by_name = {name: column.grow(capacity) for name, column in self.by_name.items()}
+        grown = self.begin_copy(capacity)
+        size = min((column.num_rows for column in self.by_name.values()), default=0)
+        grown.copy_rows(self, np.arange(size))
+        grown.finish_copy(self)
         return grown
+
+    def begin_copy(self, capacity: int) -> Columns:
+        """Columns that will hold the same rows after `copy_rows` and `finish_copy`."""
+        copied = copy.copy(self)
+        copied.by_name = {name: column.begin_copy(capacity) for name, column in self.by_name.items()}
+        return copied
+
+    def copy_rows(self, source: Columns, rows: Rows) -> None:
+        """Take over rows, beside the source's writer. Rows that were written meanwhile have to be copied again."""
+        words = np.unique(rows >> 6)
+        for column, other in zip(self.by_name.values(), source.by_name.values(), strict=True):
+            column.copy_rows(other, rows, words)  # type: ignore[arg-type]
+
+    def finish_copy(self, source: Columns) -> None:
+        """Take over what is not by row; the source's writer must stand still."""
+        for column, other in zip(self.by_name.values(), source.by_name.values(), strict=True):
+            column.finish_copy(other)  # type: ignore[arg-type]
+
+    @property
+    def wants_copy(self) -> bool:
+        """Whether a copy would hold less than these columns do, and soon will have to be made."""
+        return any(column.wants_copy for column in self.by_name.values())
+
+    @property
+    def wants_sorting(self) -> bool:
+        return any(column.order.is_due for column in self.by_name.values())
+
+    def sort(self) -> None:
+        """Sort the columns whose order has many recent rows; one thread at a time, beside the writer."""
+        for column in self.by_name.values():
+            column.sort()
 
     def write(self, rows: Rows, items: Sequence[Sequence[Stored]]) -> None:
         """Write each row's checked values, in schema order; what the rows held before is gone."""

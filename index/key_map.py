@@ -15,6 +15,7 @@ Keys = NDArray[np.int64]
 Rows = NDArray[np.int64]
 
 MIN_SLOTS = 64
+NEARLY_FULL, MIN_AHEAD_SLOTS = 0.8, 1 << 14  # a larger map is made ahead of need
 BLOCK_KEYS = 1 << 16  # what a block needs beside the table stays in the cache
 EMPTY, GONE = -1, -2
 _SPREAD = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio: neighbouring keys land far from one another
@@ -49,12 +50,40 @@ class KeyMap:
         if 2 * (self._taken + count) <= self._row_T.size:
             return
         row_M = self._row_T[self._row_T >= 0].astype(np.int64)
-        slots = MIN_SLOTS
-        while slots < 3 * (row_M.size + count):
-            slots *= 2
-        row_T = np.full(slots, EMPTY, np.int32)
-        _insert(row_T, key_N[row_M], row_M)
-        self._row_T, self._taken = row_T, row_M.size
+        self._row_T, self._taken = _build(row_M, count, key_N), row_M.size
+
+    # A larger map beside the writer: begin_larger, copy_slots, fill, follow
+
+    @property
+    def is_nearly_full(self) -> bool:
+        """Whether room will soon have to be made, which takes the one writer long where there are many slots."""
+        return self._row_T.size >= MIN_AHEAD_SLOTS and 2 * self._taken > NEARLY_FULL * self._row_T.size
+
+    def begin_larger(self) -> KeyMap:
+        """An empty map with memory for what this one holds."""
+        larger = KeyMap()
+        larger._row_T = np.full(self._row_T.size, EMPTY, np.int32)
+        return larger
+
+    def copy_slots(self, source: KeyMap) -> None:
+        """Take over the slots as they are; a moment of memory traffic. The caller holds its lock."""
+        if self._row_T.size != source._row_T.size:  # room was made since
+            self._row_T = np.empty_like(source._row_T)
+        self._row_T[:] = source._row_T
+
+    def fill(self, key_N: Keys) -> None:
+        """Put the rows that were copied where their keys belong; key_N must hold their keys until `follow`."""
+        row_M = self._row_T[self._row_T >= 0].astype(np.int64)
+        self._row_T, self._taken = _build(row_M, row_M.size // 4, key_N), row_M.size
+        self.num_keys = row_M.size
+
+    def follow(self, source: KeyMap, key_M: Keys, key_N: Keys) -> None:
+        """Take over where distinct keys, all those that changed since copying, are now."""
+        old_row_M, row_M = self.find(key_M, key_N), source.find(key_M, key_N)
+        gone = (old_row_M >= 0) & (row_M < 0)
+        self.remove(key_M[gone], key_N)
+        here = row_M >= 0
+        self.put(key_M[here], row_M[here], key_N)
 
     def remove(self, key_M: Keys, key_N: Keys) -> None:
         """Forget keys, all of which are there."""
@@ -85,6 +114,16 @@ class KeyMap:
 def _first_slots(row_T: NDArray[np.int32], key_M: Keys) -> NDArray[np.int64]:
     shift = np.uint64(64 - (row_T.size.bit_length() - 1))
     return ((np.ascontiguousarray(key_M).view(np.uint64) * _SPREAD) >> shift).astype(np.int64)
+
+
+def _build(row_M: Rows, count: int, key_N: Keys) -> NDArray[np.int32]:
+    """Slots for the rows' keys, with room for `count` more."""
+    slots = MIN_SLOTS
+    while slots < 3 * (row_M.size + count):
+        slots *= 2
+    row_T = np.full(slots, EMPTY, np.int32)
+    _insert(row_T, key_N[row_M], row_M)
+    return row_T
 
 
 def _insert(row_T: NDArray[np.int32], key_M: Keys, row_M: Rows) -> None:

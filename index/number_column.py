@@ -23,18 +23,32 @@ Numbers = NDArray[np.float64 | np.int64]
 class NumberColumn:
     """int, timestamp (int64) or float (float64) values, and which rows have one."""
 
-    def __init__(self, attribute: Attribute, capacity: int, order: SortedRows | None = None) -> None:
+    def __init__(self, attribute: Attribute, capacity: int) -> None:
         self.attribute = attribute
         dtype = np.dtype(np.float64 if attribute.type == "float" else np.int64)
-        self._order = order or SortedRows(dtype)
+        self.order = SortedRows(dtype)
         self._value_N: Numbers = np.zeros(capacity, dtype)
         self._present_W: Words = np.zeros(capacity // 64, np.uint64)
 
-    def grow(self, capacity: int) -> NumberColumn:
-        grown = NumberColumn(self.attribute, capacity, self._order.copy())
-        grown._value_N[: self._value_N.size] = self._value_N
-        grown._present_W[: self._present_W.size] = self._present_W
-        return grown
+    @property
+    def num_rows(self) -> int:
+        return self._value_N.size
+
+    wants_copy = False
+
+    def begin_copy(self, capacity: int) -> NumberColumn:
+        return NumberColumn(self.attribute, capacity)
+
+    def copy_rows(self, source: NumberColumn, rows: Rows, words: Rows) -> None:
+        self._value_N[rows] = source._value_N[rows]
+        self._present_W[words] = source._present_W[words]
+
+    def finish_copy(self, source: NumberColumn) -> None:
+        self.order = source.order.copy()
+
+    def sort(self) -> None:
+        if self.order.is_due:
+            self.order.sort(self._pairs)
 
     def write(self, rows: Rows, values: Sequence[Stored]) -> None:
         present = np.fromiter((value is not None for value in values), np.bool_, len(values))
@@ -50,7 +64,7 @@ class NumberColumn:
         put_bits(self._present_W, rows, present)
         filled = rows[present]
         if filled.size:
-            self._order.append(filled, self._pairs)
+            self.order.append(filled, self._pairs)
 
     def _pairs(self) -> tuple[Numbers, Rows]:
         rows = list_bits(self._present_W)
@@ -91,7 +105,7 @@ class NumberColumn:
 
     def _near(self, low: Numbers, high: Numbers, num_words: int) -> Rows | None:
         """Rows among which all with a value in one of the intervals are; None where reading all is faster."""
-        rows = self._order.ordered.near(low, high, num_words * 64 // SCAN_SHARE)
+        rows = self.order.ordered.near(low, high, num_words * 64 // SCAN_SHARE)
         return None if rows is None else rows[rows < num_words * 64]  # not those newer than this reader
 
     def _plane(self, rows: Rows, num_words: int) -> Words:
@@ -115,7 +129,7 @@ class NumberColumn:
         present[:num_rows] = arrays["present"]
         self._present_W[:] = pack_bits(present)
         if present.any():
-            self._order.sort(self._pairs)
+            self.order.sort(self._pairs)
 
 
 def _is_in(column: Numbers, wanted: Numbers) -> NDArray[np.bool_]:

@@ -8,62 +8,63 @@ A row is written completely before its liveness bit is set, and not again until 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
 from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from index.bits import Words, list_bits
+from index.code_rows import CodeRows
 from index.columns import Columns
 from index.config import IndexConfig
 from index.memory import Reserved
-from kernels.codes import Codes, encode_rows
-
-MEAN_ROWS = 256  # the first time so many rows are alive, their mean centres the codes for good
-
+from kernels.codes import Codes
 
 ROOM_SHARE, MIN_ROOM_ROWS = 8, 1 << 16  # reserved address space: so many times the capacity, at least so many rows
+BLOCK_ROWS = 1 << 15  # copied at once
 
 
 class RowArrays:
     """The row arrays of one capacity. Others replace them as a whole; readers keep those they hold.
 
     A larger one shares the memory of a smaller one while the reservation lasts, so growing copies only the columns.
+    A replacement is made in three calls: `begin_...`, `copy_rows` for every row and again for those written meanwhile,
+    `finish`. Only the last must not run beside a writer.
     """
 
-    def __init__(
-        self,
-        config: IndexConfig,
-        capacity: int,
-        columns: Columns | None = None,
-        room: Mapping[str, Reserved] | None = None,
-        mean_D: NDArray[np.float32] | None = None,
-    ) -> None:
+    def __init__(self, config: IndexConfig, capacity: int, *, mean_D: NDArray[np.float32] | None = None) -> None:
         self.config = config
-        self.capacity = capacity = max(64, (capacity + 63) // 64 * 64)
-        self.columns = columns or Columns(config.schema, capacity)
+        self.capacity = _round_up(capacity)
         self.has_mean = False
-        self.room = dict(room or _reserve(config, max(MIN_ROOM_ROWS, ROOM_SHARE * capacity), _ALL))
-        self._show(np.zeros(config.dim, np.float32) if mean_D is None else mean_D)
+        self.populated_rows = 0  # memory is there for rows below, and was written or prepared
+        self.columns = Columns(config.schema, self.capacity)
+        self._reserve(np.zeros(config.dim, np.float32) if mean_D is None else mean_D)
 
-    def _show(self, mean_D: NDArray[np.float32]) -> None:
+    def _reserve(self, mean_D: NDArray[np.float32]) -> None:
+        """Take new memory for everything but the columns."""
+        rows, config = max(MIN_ROOM_ROWS, ROOM_SHARE * self.capacity), self.config
+        self.room = {
+            "vector": Reserved((rows, config.dim), np.dtype(np.float32)),
+            "key": Reserved((rows,), np.dtype(np.int64)),
+            "live": Reserved((rows // 64,), np.dtype(np.uint64)),
+            "signal": Reserved((len(config.signals), rows), np.dtype(np.float64)),
+        }
+        self.code_rows = CodeRows.reserve(rows, self.capacity, mean_D)
+        self._show()
+
+    def _show(self) -> None:
         """The arrays as views of the reserved memory."""
-        room = {name: reserved.array for name, reserved in self.room.items()}
-        capacity = self.capacity
-        for name, reserved in self.room.items():
-            each = room[name]
-            reserved.expect(each.nbytes * capacity // self.room_rows)
+        room, capacity = {name: reserved.array for name, reserved in self.room.items()}, self.capacity
+        for reserved in self.room.values():
+            reserved.expect(reserved.array.nbytes * capacity // self.room_rows)
         self.vector_ND = cast(NDArray[np.float32], room["vector"][:capacity])
         self.key_N = cast(NDArray[np.int64], room["key"][:capacity])
         self.live_W = cast(Words, room["live"][: capacity // 64])
         self.signal_SN = cast(NDArray[np.float64], room["signal"][:, :capacity])
-        self.codes = Codes(
-            cast(NDArray[np.int8], room["code"][:capacity]),
-            cast(NDArray[np.float32], room["scale"][:capacity]),
-            cast(NDArray[np.float32], room["residual"][:capacity]),
-            mean_D,
-        )
+
+    @property
+    def codes(self) -> Codes:
+        return self.code_rows.codes
 
     @property
     def room_rows(self) -> int:
@@ -73,72 +74,100 @@ class RowArrays:
     def write_vectors(self, rows: NDArray[np.int64], vector_MD: NDArray[np.float32]) -> None:
         """Store vectors and their codes."""
         self.vector_ND[rows] = vector_MD
-        code, scale, residual = encode_rows(vector_MD, self.codes.mean_D)
-        self.codes.code_ND[rows] = code
-        self.codes.scale_N[rows] = scale
-        self.codes.residual_N[rows] = residual
+        self.code_rows.write(rows, vector_MD)
 
     def move(self, rows: NDArray[np.int64], to: NDArray[np.int64]) -> None:
         """Write what `rows` hold at other rows, which no reader can see."""
-        for array in (self.vector_ND, self.key_N, self.codes.code_ND, self.codes.scale_N, self.codes.residual_N):
-            array[to] = array[rows]
+        self.vector_ND[to] = self.vector_ND[rows]
+        self.key_N[to] = self.key_N[rows]
         self.signal_SN[:, to] = self.signal_SN[:, rows]
+        self.code_rows.move(rows, to)
         self.columns.move(rows, to)
 
-    def grow(self, capacity: int, num_rows: int) -> RowArrays:
-        """The first num_rows rows and room for more, under the same row numbers and the same mean."""
-        capacity = (capacity + 63) // 64 * 64
-        shared = self.room if capacity <= self.room_rows else None
-        grown = RowArrays(self.config, capacity, self.columns.grow(capacity), shared, self.codes.mean_D)
-        grown.has_mean = self.has_mean
-        if shared is None:
-            grown.vector_ND[:num_rows] = self.vector_ND[:num_rows]
-            grown.key_N[:num_rows] = self.key_N[:num_rows]
-            grown.live_W[: self.live_W.size] = self.live_W
-            grown.signal_SN[:, :num_rows] = self.signal_SN[:, :num_rows]
-            grown.codes.code_ND[:num_rows] = self.codes.code_ND[:num_rows]
-            grown.codes.scale_N[:num_rows] = self.codes.scale_N[:num_rows]
-            grown.codes.residual_N[:num_rows] = self.codes.residual_N[:num_rows]
+    def populate(self, last: int) -> None:
+        """Have the memory of rows up to `last` ready: a page that a write has to wait for costs it milliseconds."""
+        first = self.populated_rows
+        for name in ("vector", "key"):
+            self.room[name].populate(self.room[name].array[first:last])
+        for signal_N in self.signal_SN:
+            self.room["signal"].populate(signal_N[first:last])
+        self.code_rows.populate(first, last)
+        self.populated_rows = last
+
+    # Replacements
+
+    def begin_growth(self, capacity: int) -> RowArrays:
+        """The same rows under the same numbers and the same mean, and room for more."""
+        grown = copy.copy(self)
+        grown.capacity = _round_up(capacity)
+        grown.columns = self.columns.begin_copy(grown.capacity)
+        if grown.capacity > self.room_rows:
+            grown._reserve(self.codes.mean_D)
+            grown.populated_rows = 0
+        else:
+            grown.code_rows = self.code_rows.resize(grown.capacity)
+            grown._show()
         return grown
 
-    def centre(self, num_rows: int) -> RowArrays:
+    def begin_centring(self) -> RowArrays:
         """The same rows with codes around the mean of the live ones; everything but the codes is shared."""
         live = list_bits(self.live_W)
-        mean_D = self.vector_ND[live].mean(axis=0, dtype=np.float64).astype(np.float32)
-        return self.with_mean(mean_D, num_rows)
+        total_D = np.zeros(self.config.dim, np.float64)
+        for first in range(0, live.size, BLOCK_ROWS):
+            total_D += self.vector_ND[live[first : first + BLOCK_ROWS]].sum(axis=0, dtype=np.float64)
+        return self._begin_codes((total_D / max(1, live.size)).astype(np.float32))
+
+    def _begin_codes(self, mean_D: NDArray[np.float32]) -> RowArrays:
+        centred = copy.copy(self)
+        centred.code_rows = CodeRows.reserve(self.room_rows, self.capacity, mean_D)
+        centred.has_mean = True
+        centred.populated_rows = 0
+        return centred
+
+    def copy_rows(self, source: RowArrays, rows: NDArray[np.int64]) -> None:
+        """Take over rows of everything that is not shared with the source; any thread, beside the source's writer."""
+        for first in range(0, rows.size, BLOCK_ROWS):
+            block = rows[first : first + BLOCK_ROWS]
+            if self.room is not source.room:
+                self.vector_ND[block] = source.vector_ND[block]
+                self.key_N[block] = source.key_N[block]
+                self.signal_SN[:, block] = source.signal_SN[:, block]
+            if self.code_rows.mean_D is not source.code_rows.mean_D:
+                self.code_rows.write(block, source.vector_ND[block])
+            elif self.code_rows.room is not source.code_rows.room:
+                self.code_rows.copy_rows(source.code_rows, block)
+            if self.columns is not source.columns:
+                self.columns.copy_rows(source.columns, block)
+
+    def finish(self, source: RowArrays) -> None:
+        """Take over what is not by row. The source's writer must stand still, with all its rows copied."""
+        if self.room is not source.room:
+            self.live_W[: source.live_W.size] = source.live_W
+        if self.columns is not source.columns:
+            self.columns.finish_copy(source.columns)
+
+    def grow(self, capacity: int, num_rows: int) -> RowArrays:
+        """All of a growth at once, with the first num_rows rows."""
+        grown = self.begin_growth(capacity)
+        grown.copy_rows(self, np.arange(num_rows))
+        grown.finish(self)
+        return grown
 
     def with_mean(self, mean_D: NDArray[np.float32], num_rows: int) -> RowArrays:
         """The same rows with codes around `mean_D`."""
-        centred = copy.copy(self)
-        centred.room = self.room | _reserve(self.config, self.room_rows, ("code", "scale", "residual"))
-        centred._show(mean_D)
-        centred.has_mean = True
-        code, scale, residual = encode_rows(self.vector_ND[:num_rows], mean_D)
-        centred.codes.code_ND[:num_rows] = code
-        centred.codes.scale_N[:num_rows] = scale
-        centred.codes.residual_N[:num_rows] = residual
+        centred = self._begin_codes(mean_D.copy())
+        centred.copy_rows(self, np.arange(num_rows))
         return centred
 
     def with_signals(self, factor_S: NDArray[np.float64], num_rows: int) -> RowArrays:
         """The same rows with signals multiplied by the factors; readers go on with the signals they hold."""
         changed = copy.copy(self)
-        changed.room = self.room | _reserve(self.config, self.room_rows, ("signal",))
-        changed._show(self.codes.mean_D)
+        signal = Reserved((len(self.config.signals), self.room_rows), np.dtype(np.float64))
+        changed.room = self.room | {"signal": signal}
+        changed._show()
         changed.signal_SN[:, :num_rows] = self.signal_SN[:, :num_rows] * factor_S[:, None]
         return changed
 
 
-_ALL = ("vector", "key", "live", "signal", "code", "scale", "residual")
-
-
-def _reserve(config: IndexConfig, rows: int, names: Iterable[str]) -> dict[str, Reserved]:
-    shapes: dict[str, tuple[tuple[int, ...], type[np.generic]]] = {
-        "vector": ((rows, config.dim), np.float32),
-        "key": ((rows,), np.int64),
-        "live": ((rows // 64,), np.uint64),
-        "signal": ((len(config.signals), rows), np.float64),
-        "code": ((rows, config.dim), np.int8),
-        "scale": ((rows,), np.float32),
-        "residual": ((rows,), np.float32),
-    }
-    return {name: Reserved(shapes[name][0], np.dtype(shapes[name][1])) for name in names}
+def _round_up(capacity: int) -> int:
+    return max(64, (capacity + 63) // 64 * 64)

@@ -25,9 +25,11 @@ from index.attributes import AttributeSchema
 from index.config import IndexConfig
 from index.memory import FILE_HEADER_BYTES, Reserved
 from index.rows import RowArrays
+from kernels.codes import Codes
 from kernels.filtered_topk import Backend
 
 FORMAT_VERSION = 1
+CODES_VERSION = 2  # of what `kernels.codes` writes; codes of another version are computed again on opening
 MANIFEST = "manifest.json"
 _PREFIX, _PARTIAL = "snapshot-", ".partial-"
 _BLOCK_ROWS = 1 << 14
@@ -65,6 +67,7 @@ class Stored:
     arrays: RowArrays
     num_items: int
     offsets: dict[str, str]
+    costs: object = None  # what `index.machine.keep_costs` wrote, where it did
 
 
 def write_snapshot(
@@ -74,6 +77,7 @@ def write_snapshot(
     signal_MS: NDArray[np.float64],
     offsets: Mapping[str, str],
     metadata: Mapping[str, object],
+    costs: Mapping[str, object] | None = None,
 ) -> SnapshotInfo:
     """Write the given rows as the folder's newest snapshot and remove those past the newest keep_snapshots.
 
@@ -102,7 +106,9 @@ def write_snapshot(
             "signals": list(arrays.config.signals),
             "keep_snapshots": arrays.config.keep_snapshots,
             "has_mean": arrays.has_mean,
+            "codes_version": CODES_VERSION,
             "offsets": dict(offsets),
+            "costs": None if costs is None else dict(costs),
             "metadata": json.loads(text),
             "files": files,
         }
@@ -180,18 +186,21 @@ def _list_arrays(
     yield "keys.npy", whole(arrays.key_N[rows])
     yield "vectors.npy", (vector_ND.dtype, (rows.size, vector_ND.shape[1]), blocks)
     yield "mean.npy", whole(arrays.codes.mean_D)
-    by_row: tuple[tuple[str, NDArray[np.generic]], ...] = (
-        ("codes.npy", arrays.codes.code_ND),
-        ("scales.npy", arrays.codes.scale_N),
-        ("residuals.npy", arrays.codes.residual_N),
-    )
-    for name, array in by_row:
+    for name, array in _code_arrays(arrays).items():
         parts = (array[rows[first : first + _BLOCK_ROWS]] for first in range(0, rows.size, _BLOCK_ROWS))
         yield name, (array.dtype, (rows.size, *array.shape[1:]), parts)
     yield "signals.npy", whole(signal_MS)
     for position, column in enumerate(arrays.columns.by_name.values()):
         for part, array in column.export(rows).items():
             yield f"attribute-{position:03d}-{part}.npy", whole(array)
+
+
+def _code_arrays(arrays: RowArrays) -> dict[str, NDArray[np.generic]]:
+    """The arrays of the codes that have rows, by file name."""
+    by_file: dict[str, NDArray[np.generic]] = {
+        f"code-{field.rpartition('_')[0]}.npy": getattr(arrays.codes, field) for field in Codes._fields[:-1]
+    }
+    return {name: array for name, array in by_file.items() if len(array)}
 
 
 class _HashingFile:
@@ -297,7 +306,8 @@ def _load(path: Path, manifest: dict[str, object], backend: Backend, num_threads
         num_threads=num_threads,
     )
     files = _field(manifest, "files", dict)
-    return Stored(_read_rows_of(path, files, config, manifest), num_items, _field(manifest, "offsets", dict))
+    arrays = _read_rows_of(path, files, config, manifest)
+    return Stored(arrays, num_items, _field(manifest, "offsets", dict), manifest.get("costs"))
 
 
 def _read_rows_of(
@@ -308,13 +318,11 @@ def _read_rows_of(
     mean_D = _mean(_read_array(path / "mean.npy", files["mean.npy"]), config.dim)
     arrays = RowArrays(config, config.capacity, mean_D=mean_D)
     arrays.has_mean = _field(manifest, "has_mean", bool)
-    codes = arrays.codes
+    codes = _code_arrays(arrays) if manifest.get("codes_version") == CODES_VERSION else {}
     targets: dict[str, tuple[NDArray[np.generic], Reserved | None]] = {
         "keys.npy": (arrays.key_N[:num_items], None),
         "vectors.npy": (arrays.vector_ND[:num_items], arrays.room["vector"]),
-        "codes.npy": (codes.code_ND[:num_items], None),
-        "scales.npy": (codes.scale_N[:num_items], None),
-        "residuals.npy": (codes.residual_N[:num_items], None),
+        **{name: (array[:num_items], None) for name, array in codes.items()},
     }
     rest = {}
     for name, expected in files.items():
@@ -333,7 +341,7 @@ def _read_rows_of(
     for position, column in enumerate(arrays.columns.by_name.values()):
         start = f"attribute-{position:03d}-"
         column.load({name.removeprefix(start)[:-4]: rest[name] for name in rest if name.startswith(start)}, num_items)
-    if any(name not in files for name in ("codes.npy", "scales.npy", "residuals.npy")):
+    if not codes or any(name not in files for name in codes):
         has_mean = arrays.has_mean
         arrays = arrays.with_mean(mean_D, num_items)
         arrays.has_mean = has_mean

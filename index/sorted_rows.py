@@ -1,8 +1,8 @@
 """Rows in the order of a column's values, so that a rare value or a narrow range costs what it matches.
 
 A sorted part, and the rows written since. Neither is ever corrected in place: a row that was written again is
-found under both values, so whoever asks compares the column itself afterwards. Sorting the rest in runs on a
-thread of its own; the writer does it only where it is far behind.
+found under both values, so whoever asks compares the column itself afterwards. Whoever keeps the columns sorts
+the rest in when it is due, beside the writer; the writer does it only where that is far behind.
 """
 
 # N = rows in the sorted part, F = fences = ceil(N / FENCE_ROWS), V = intervals asked for
@@ -10,18 +10,16 @@ thread of its own; the writer does it only where it is far behind.
 from __future__ import annotations
 
 from collections.abc import Callable
-from threading import Lock, Thread
+from threading import Lock
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from index.bits import Rows
-from index.memory import give_back_freed
 
 FENCE_ROWS = 64
 MIN_RECENT_ROWS = 1024
-TRIM_ROWS = 1 << 17  # sorting so many leaves megabytes of freed memory with the C library
 RECENT_SHARE, MOST_RECENT_SHARE = 32, 2  # sort again past 1/32 of the sorted part; at once past 1/2
 
 Values = NDArray[np.int64 | np.int32 | np.float64]
@@ -68,7 +66,6 @@ class SortedRows:
     def __init__(self, dtype: np.dtype[np.generic]) -> None:
         self.ordered = Ordered(np.zeros(0, np.int32), np.zeros(0, dtype), _Recent(MIN_RECENT_ROWS))
         self._lock = Lock()  # held for moments: appending, replacing
-        self._sorting = False
 
     def copy(self) -> SortedRows:
         """The same order, going its own way from here: what a grown column writes does not reach the old one."""
@@ -95,22 +92,15 @@ class SortedRows:
             recent.used = end
             if recent is not self.ordered.recent:
                 self.ordered = self.ordered._replace(recent=recent)
-            size = self.ordered.row_N.size
-            due = end > max(MIN_RECENT_ROWS, size // RECENT_SHARE) and not self._sorting
-            overdue = end > max(2 * MIN_RECENT_ROWS, size // MOST_RECENT_SHARE)
-            if due and not overdue:
-                self._sorting = True
-                Thread(target=self._sort_beside, args=(pairs,), name="index-sort", daemon=True).start()
+            overdue = end > max(2 * MIN_RECENT_ROWS, self.ordered.row_N.size // MOST_RECENT_SHARE)
         if overdue:
             self.sort(pairs)
 
-    def _sort_beside(self, pairs: Pairs) -> None:
-        try:
-            self.sort(pairs)
-            if self.ordered.row_N.size >= TRIM_ROWS:
-                give_back_freed()
-        finally:
-            self._sorting = False
+    @property
+    def is_due(self) -> bool:
+        """Whether so many rows are recent that sorting them in makes reading faster."""
+        ordered = self.ordered
+        return ordered.recent.used > max(MIN_RECENT_ROWS, ordered.row_N.size // RECENT_SHARE)
 
     def sort(self, pairs: Pairs) -> None:
         """Sort the whole column. Rows written meanwhile stay among the recent ones, whatever was read of them here."""

@@ -1,12 +1,17 @@
-"""The int8 codes that `filtered_topk` scans: what they hold and how far a score from them can be off.
+"""The codes that `filtered_topk` scans: what they hold and how far a score from them can be off.
 
-# N = rows, D = dimensions
+# N = rows, D = dimensions, P = ceil(D / 2)
 
-    vector_i = mean + scale_i * code_i + rest_i,      residual_i >= ||rest_i||
-    |q . vector_i - approximation_i| <= ||q|| * residual_i + (error of the quantised query) + (float slack)
+    vector_i = mean + scale_i * code_i + rest_i,        code in -127..127,      ||rest_i|| <= scale_i * share_i * UNIT
+    code + 128 = 16 * upper + lower,                    two nibbles, kept in planes of their own
+    vector_i = mean + scale_i * (16 * upper_i - 120.5) + its rest, of at most scale_i * upper_share_i * UPPER_UNIT
 
-Per-row scale and a shared mean follow the measured ranking of int8 codes: per row beats one global scale, and
-centring beats both where embeddings share a direction.
+A scan reads the upper plane and one byte of error bound: half of what int8 codes take. Only where a row may still be
+among the best does it read the lower plane as well, which makes the same row an int8 code. Per-row scale and a shared
+mean follow the measured ranking of int8 codes: per row beats one global scale, and centring beats both where embeddings
+share a direction.
+
+A plane holds dimension d in the low half of byte d for d < P, and in the high half of byte d - P for the others.
 """
 
 from __future__ import annotations
@@ -16,29 +21,51 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-MAX_DIM = 8192  # keeps int32 dot products and float32 residuals free of overflow
+MAX_DIM = 8192  # keeps int32 dot products free of overflow
 CODE_MAX = 127
-_INT32_MAX = 2**31 - 1
+STEP_MAX = 2039  # of a query: 11 bits, 16 * (one of 8 bits) + (one of 4)
+LINE = 64  # bytes; a query's steps are padded with zeros to whole lines of a plane
+UPPER_MIDDLE = 120.5  # 16 * upper - UPPER_MIDDLE is the middle of the codes that share an upper nibble
+UNIT, UPPER_UNIT = 0.51 / 255, 8.02 / 255  # times sqrt(D): what one count of a share stands for, in steps of a code
 
 
 class Codes(NamedTuple):
-    """int8 codes of N rows. Rows that no mask admits may hold anything."""
+    """Codes of N rows. Rows that no mask admits may hold anything."""
 
-    code_ND: NDArray[np.int8]  # contiguous rows
+    upper_NP: NDArray[np.uint8]
+    lower_NP: NDArray[np.uint8]  # of no rows where only the upper nibbles are kept
     scale_N: NDArray[np.float32]
-    residual_N: NDArray[np.float32]  # upper bound of the norm of what the code leaves out
+    upper_share_N: NDArray[np.uint8]
+    share_N: NDArray[np.uint8]
     mean_D: NDArray[np.float32]
+
+    @property
+    def is_fine(self) -> bool:
+        """Whether the lower nibbles are there."""
+        return len(self.lower_NP) > 0 or not len(self.upper_NP)
+
+    def first(self, num_rows: int) -> Codes:
+        """The codes of the first rows."""
+        return Codes._make((*(each[:num_rows] for each in self[:-1]), self.mean_D))
 
 
 class QueryCode(NamedTuple):
     """A query prepared for the scan of codes."""
 
-    step_D: NDArray[np.int16]  # query ~ step * scale, so wide that the int32 dot product cannot overflow
+    step_2L: NDArray[np.int16]  # query ~ step * scale; the dimensions of either half of a plane's bytes, padded
+    high_2L: NDArray[np.int8]  # step = 16 * high + low
+    low_2L: NDArray[np.int8]
+    sum_steps: int
     scale: float
     mean_score: float  # q . mean
     scale_error: float  # bound per unit of a row's scale: what the query's rounding can change
     norm: float  # upper bound of ||q||
     slack: float  # float64 rounding of everything else, the final score's own rounding included
+
+    def steps(self, dim: int) -> NDArray[np.int16]:
+        """int16[D]: the steps in order of dimensions."""
+        width = (dim + 1) // 2
+        return np.concatenate([self.step_2L[0, :width], self.step_2L[1, : dim - width]])
 
 
 class CoarseQuery(NamedTuple):
@@ -50,49 +77,89 @@ class CoarseQuery(NamedTuple):
 
 
 def encode_rows(
-    vector_ND: NDArray[np.float32], mean_D: NDArray[np.float32]
-) -> tuple[NDArray[np.int8], NDArray[np.float32], NDArray[np.float32]]:
-    """code int8[N,D], scale float32[N], residual float32[N] of finite vectors, by rounding to nearest.
+    vector_ND: NDArray[np.float32], mean_D: NDArray[np.float32], *, fine: bool = True, alone: bool = False
+) -> Codes:
+    """Codes of finite vectors, by rounding to nearest; without `fine` the upper nibbles alone.
 
-    The residual is measured against the stored float32 scale, in float64, and rounded up.
+    A scale is rounded up, so that no code has to be cut off. Shares are measured in float64 and rounded up: against
+    the vector or, where the codes stand `alone` in its place, against what the whole code stands for.
     """
     num_rows, dim = vector_ND.shape
-    code_ND = np.empty((num_rows, dim), np.int8)
+    width = (dim + 1) // 2
+    upper_NP = np.empty((num_rows, width), np.uint8)
+    lower_NP = np.empty((num_rows if fine else 0, width), np.uint8)
     scale_N = np.empty(num_rows, np.float32)
-    residual_N = np.empty(num_rows, np.float32)
+    upper_share_N, share_N = np.empty(num_rows, np.uint8), np.empty(num_rows, np.uint8)
     mean = mean_D.astype(np.float64)
     for first in range(0, num_rows, 4096):
         block = slice(first, first + 4096)
-        vector = vector_ND[block].astype(np.float64)
-        centred = vector - mean
-        scale = (np.abs(centred).max(axis=1, initial=0.0) / CODE_MAX).astype(np.float32)
+        centred = vector_ND[block].astype(np.float64) - mean
+        largest = np.abs(centred).max(axis=1, initial=0.0)
+        scale = (largest / CODE_MAX).astype(np.float32)
+        short = scale.astype(np.float64) * CODE_MAX < largest
+        scale[short] = np.nextafter(scale[short], np.float32(np.inf))
         wide = scale.astype(np.float64)[:, None]
-        safe = np.where(wide > 0, wide, 1.0)
-        code = np.clip(np.rint(centred / safe), -CODE_MAX, CODE_MAX)
-        rest = centred - wide * code
-        size = np.abs(vector).sum(axis=1) + np.abs(mean).sum()
-        bound = np.sqrt(np.einsum("nd,nd->n", rest, rest)) * (1 + 1e-9) + size * 2.0**-50
-        code_ND[block] = code
+        steps = centred / np.where(wide > 0, wide, 1.0)
+        code = np.rint(steps)
+        byte = (code + 128).astype(np.uint8)
+        upper = byte >> np.uint8(4)
+        upper_NP[block] = pack(upper)
+        if fine:
+            lower_NP[block] = pack(byte & np.uint8(15))
+        middle = 16.0 * upper - UPPER_MIDDLE
+        if alone:
+            steps = np.where(fine, code, middle)
+        share_N[block] = _share(steps - code if fine else steps - middle, UNIT if fine else UPPER_UNIT)
+        upper_share_N[block] = _share(steps - middle, UPPER_UNIT)
         scale_N[block] = scale
-        residual_N[block] = np.nextafter(bound.astype(np.float32), np.float32(np.inf))
-    return code_ND, scale_N, residual_N
+    return Codes(upper_NP, lower_NP, scale_N, upper_share_N, share_N, mean_D)
+
+
+def decode_steps(codes: Codes, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+    """float64[M,D]: the codes of some rows; the middles of what their upper nibbles leave open if those are all."""
+    dim = codes.mean_D.size
+    steps = 16.0 * unpack(codes.upper_NP[rows], dim)
+    return steps + (unpack(codes.lower_NP[rows], dim) - 128.0 if codes.is_fine else -UPPER_MIDDLE)
+
+
+def decode_rows(codes: Codes, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+    """float32[M,D]: the vectors that the codes of some rows stand for."""
+    wide = codes.scale_N[rows].astype(np.float64)[:, None]
+    return (codes.mean_D.astype(np.float64) + wide * decode_steps(codes, rows)).astype(np.float32)
+
+
+def pack(nibble_ND: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """uint8[N,P]: two dimensions a byte."""
+    width = (nibble_ND.shape[1] + 1) // 2
+    packed = nibble_ND[:, :width].copy()
+    packed[:, : nibble_ND.shape[1] - width] |= nibble_ND[:, width:] << 4
+    return packed
+
+
+def unpack(plane_NP: NDArray[np.uint8], dim: int) -> NDArray[np.uint8]:
+    """uint8[N,D]: the nibbles of a plane."""
+    return np.concatenate([plane_NP & 15, plane_NP >> 4], axis=1)[:, :dim]
 
 
 def encode_query(query_D: NDArray[np.float32], mean_D: NDArray[np.float32]) -> QueryCode:
-    """Quantise a finite query to at most 16 bits a dimension, and bound what that loses."""
+    """Quantise a finite query to 11 bits a dimension, and bound what that loses."""
     query = query_D.astype(np.float64)
     dim = query.size
-    steps = min(2**15 - 1, _INT32_MAX // (CODE_MAX * max(dim, 1)))
-    scale = float(np.abs(query).max(initial=0.0)) / steps
-    step = np.clip(np.rint(query / scale), -steps, steps) if scale > 0 else np.zeros(dim)
+    width = (dim + 1) // 2
+    scale = float(np.abs(query).max(initial=0.0)) / STEP_MAX
+    step = np.clip(np.rint(query / scale), -STEP_MAX, STEP_MAX) if scale > 0 else np.zeros(dim)
     lost = np.abs(query - step * scale).sum()
     mean = mean_D.astype(np.float64)
     spread = float(np.abs(query) @ np.abs(mean))
     norm = float(np.sqrt(query @ query)) * (1 + 1e-9)
     scale_error = CODE_MAX * float(lost * (1 + 1e-9) + np.abs(query).sum() * 2.0**-44)
+    step_2L = np.zeros((2, (width + LINE - 1) // LINE * LINE), np.int16)
+    step_2L[0, :width], step_2L[1, : dim - width] = step[:width], step[width:]
+    high_2L = (step_2L + 8) >> 4
     # mean_score is one long sum, so its slack grows with the number of terms.
     return QueryCode(
-        step.astype(np.int16), scale, float(query @ mean), scale_error, norm, spread * (dim + 16) * 2.0**-52
+        *(step_2L, high_2L.astype(np.int8), (step_2L - 16 * high_2L).astype(np.int8), int(step.sum())),
+        *(scale, float(query @ mean), scale_error, norm, spread * (dim + 16) * 2.0**-52),
     )
 
 
@@ -107,3 +174,9 @@ def encode_query_coarsely(query_D: NDArray[np.float32]) -> CoarseQuery:
     lost = query - step * scale
     error = float(np.sqrt(lost @ lost)) * (1 + 1e-9) + float(np.abs(query).sum()) * 2.0**-50
     return CoarseQuery(step.astype(np.int8), scale, error)
+
+
+def _share(rest_ND: NDArray[np.float64], unit: float) -> NDArray[np.uint8]:
+    norm = np.sqrt(np.einsum("nd,nd->n", rest_ND, rest_ND)) / (unit * np.sqrt(rest_ND.shape[1]))
+    shares: NDArray[np.uint8] = np.ceil(norm * (1 + 1e-9) + 1e-9).astype(np.uint8)
+    return shares

@@ -2,10 +2,11 @@
 
 # N = rows, D = dimensions, W = mask words = ceil(N / 64), K = results
 
-    best K of { (q . vector_i, key_i) : bit i of the mask is set }, score descending, then key ascending
+    best K of { (q . vector_i + bonus_i, key_i) : bit i of the mask is set }, score descending, then key ascending
 
-The score is the exact inner product of the float32 values, rounded once to float64. It does not depend on the
-order of summation, on the backend, on the strategy, or on which other rows exist.
+The inner product is that of the float32 values, rounded once to float64. It does not depend on the order of summation,
+on the backend, on the strategy, or on which other rows exist. Where no vectors are given the codes are what is scored,
+as `kernels.cpu.rescore` says; then, too, the k best are exactly those of the scores.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ class TopK(NamedTuple):
     row_K: NDArray[np.int64]
     score_K: NDArray[np.float64]
     num_scanned: int  # rows whose code was read
-    num_rescored: int  # rows whose float32 vector was read
+    num_rescored: int  # rows whose final score was computed
 
 
 def filtered_topk(
@@ -41,29 +42,38 @@ def filtered_topk(
     strategy: Strategy = "stream",
     backend: Backend = "auto",
     num_threads: int | None = None,
+    bonus_M: NDArray[np.float64] | None = None,
 ) -> TopK:
     """The k best rows that the mask admits. Bit r % 64 of word r // 64 admits row r.
 
-    strategy: "stream" scans the int8 codes in row order, drops what the error bound excludes and rescores the rest in
-    full precision; "compact" lists the admitted rows first and reads only their codes; "gather" rescores every
-    admitted row. All give the same hits.
+    vector_ND: float32[N,D], or [0,D] to score the codes themselves.
+    strategy: "stream" scans the codes in row order, drops what the error bounds exclude and rescores the rest;
+    "compact" lists the admitted rows first and reads only their codes; "gather" rescores every admitted row. All give
+    the same hits.
     backend: "cpu" is compiled (numba) and uses up to `num_threads` threads of its own where the work is large;
     "serial" is the same on the calling thread; "reference" is plain numpy; "auto" takes "cpu" where numba is
     installed. Keys of admitted rows must differ from one another.
+    bonus_M: finite float64, one for each admitted row, ascending; added to their scores. Not for "stream".
 
     Raises ValueError for shapes or dtypes that do not fit, k < 1, or a query that is not finite.
     """
     check_arguments(query_D, vector_ND, codes, key_N, mask_W, k, backend, strategy)
+    if bonus_M is None:
+        bonus_M = np.empty(0)
+    elif bonus_M.shape != (count := int(np.bitwise_count(mask_W).sum()),) or strategy == "stream":
+        raise ValueError(f"bonus: {list(bonus_M.shape)} with {strategy}, expected [{count}], compact or gather")
+    elif not np.isfinite(bonus_M).all():
+        raise ValueError("bonus: holds nan or inf, expected finite values")
     if backend == "auto":
         backend = "cpu" if has_numba() else "reference"
     if backend == "reference":
         from kernels.reference.filtered_topk import filtered_topk as run_reference
 
-        return run_reference(query_D, vector_ND, key_N, mask_W, k)
+        return run_reference(query_D, vector_ND, codes, key_N, mask_W, k, bonus_M)
     from kernels.cpu.filtered_topk import filtered_topk as run_compiled
 
     threads = 1 if backend == "serial" else num_threads
-    return run_compiled(query_D, vector_ND, codes, key_N, mask_W, k, strategy, threads)
+    return run_compiled(query_D, vector_ND, codes, key_N, mask_W, k, strategy, threads, bonus_M)
 
 
 def has_numba() -> bool:
@@ -88,17 +98,25 @@ def check_arguments(
     """ValueError for what `filtered_topk` does not take, with the value and what was expected."""
     if vector_ND.ndim != 2 or vector_ND.dtype != np.float32 or not vector_ND.flags.c_contiguous:
         raise ValueError(f"vectors: {vector_ND.dtype}{list(vector_ND.shape)}, expected contiguous float32[N,D]")
-    num_rows, dim = vector_ND.shape
+    dim, num_rows = vector_ND.shape[1], len(codes.upper_NP)
+    if len(vector_ND) not in (0, num_rows):
+        raise ValueError(f"vectors: {len(vector_ND)} rows, expected the codes' {num_rows} or none")
     if not 1 <= dim <= MAX_DIM:
         raise ValueError(f"{dim} dimensions, expected 1 to {MAX_DIM}")
     if query_D.shape != (dim,) or query_D.dtype != np.float32:
         raise ValueError(f"query: {query_D.dtype}{list(query_D.shape)}, expected float32[{dim}]")
     if not np.isfinite(query_D).all():
         raise ValueError("query: holds nan or inf, expected finite values")
-    if codes.code_ND.shape != vector_ND.shape or codes.code_ND.dtype != np.int8:
-        raise ValueError(f"codes: {codes.code_ND.dtype}{list(codes.code_ND.shape)}, expected int8[{num_rows},{dim}]")
-    if codes.scale_N.shape != (num_rows,) or codes.residual_N.shape != (num_rows,):
-        raise ValueError(f"scales and residuals: expected float32[{num_rows}] each")
+    width = (dim + 1) // 2
+    for name, plane, rows in (
+        ("upper", codes.upper_NP, num_rows),
+        ("lower", codes.lower_NP, num_rows if codes.is_fine else 0),
+    ):
+        if plane.shape != (rows, width) or plane.dtype != np.uint8 or not plane.flags.c_contiguous:
+            raise ValueError(f"{name} nibbles: {plane.dtype}{list(plane.shape)}, expected uint8[{rows},{width}]")
+    per_row = codes.scale_N, codes.upper_share_N, codes.share_N
+    if any(each.shape != (num_rows,) for each in per_row):
+        raise ValueError(f"scales and shares: {[each.shape for each in per_row]}, expected [{num_rows}] each")
     if codes.mean_D.shape != (dim,):
         raise ValueError(f"mean: {list(codes.mean_D.shape)}, expected float32[{dim}]")
     if key_N.shape != (num_rows,) or key_N.dtype != np.int64:

@@ -91,7 +91,8 @@ class Assembly:
         self.metrics = Metrics()
         self.engine_workers = Workers(settings.pipeline.engine_workers, "engine")
         self.storage_workers = Workers(settings.pipeline.storage_workers, "storage")
-        self.workers = [self.engine_workers, self.storage_workers]
+        self.retrieval_workers = Workers(settings.retrieval.max_concurrent, "retrieval")
+        self.workers = [self.engine_workers, self.storage_workers, self.retrieval_workers]
         self.followers: list[Follower] = []
         self.waits: dict[StreamName, list[Wait]] = {}
         self.local_waits: dict[StreamName, list[Wait]] = {}
@@ -154,9 +155,14 @@ class Assembly:
         )
         progress: dict[StreamName, Progress] = {"items": items.progress, "events": events.progress}
         self.retrieval_engine = engine
-        self.retrieval = LocalRetrieval(engine, self.engine_workers, progress)
-        self.routers.append(retrieval_router(engine, self.engine_workers))
+        self.retrieval = LocalRetrieval(engine, self.retrieval_workers, progress)
+        self.routers.append(retrieval_router(engine, self.retrieval_workers))
         self.metrics.watch("index_items", "Items in the index", lambda: float(engine.index.num_items))
+        searches = engine.searches
+        self.metrics.watch("index_calls", "Searches asked of the index", lambda: float(searches.num_calls))
+        self.metrics.watch(
+            "index_passes", "Searches run for them: fewer, for they were joined", lambda: float(searches.num_searches)
+        )
         self.snapshots = Snapshots(
             engine,
             index_folder(self.settings.data_dir),

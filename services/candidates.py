@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from index.machine import CostsFrom
 from services.processes.frames import FrameError, pack, unpack
 
 SOURCES = ("towers", "popular", "recent", "given")
@@ -26,6 +27,8 @@ class Plan:
     rescored: int
     strategy: str
     exact: bool
+    joined: int = 1
+    costs: CostsFrom | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -59,6 +59,9 @@ class Metrics:
             buckets=(0.1, 0.5, 1, 5, 15, 60, 300),
             registry=self.registry,
         )
+        self.snapshot_bytes = Gauge(
+            "shortlist_snapshot_bytes", "Size of the newest index snapshot", registry=self.registry
+        )
         self.snapshot_failures = Counter(
             "shortlist_snapshot_failures", "Index snapshots that failed", registry=self.registry
         )

@@ -129,4 +129,6 @@ def plan_on_wire(plan: Plan) -> FilterPlan:
         rescored=plan.rescored,
         strategy=plan.strategy,
         exact=plan.exact,
+        joined=plan.joined,
+        costs=plan.costs,
     )

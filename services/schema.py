@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from index.machine import CostsFrom
 from services.datasets.attribute_values import check_id
 
 MAX_LIMIT = 200
@@ -148,6 +149,11 @@ class FilterPlan(Wire):
     rescored: int
     strategy: str
     exact: bool = Field(description="true: equal to a full float32 scan of every matching item")
+    joined: int = Field(description="requests answered by the same search; scanned and rescored are of all of them")
+    costs: CostsFrom | None = Field(
+        description="where the costs that decided the strategy come from: built in, measured at this start, or "
+        "measured on this machine before and kept with the snapshot; null: the index was not searched"
+    )
 
 
 class RecommendationResponse(Wire):

@@ -59,7 +59,7 @@ class PipelineSettings(_Section):
     scenarios_interval_s: Annotated[float, Field(gt=0)] = 1.0
     """Seconds between looks at the stored scenarios; the process that was told of an edit knows at once."""
     engine_workers: Annotated[int, Field(ge=1, le=64)] = 2
-    """Threads that search and rank for requests, at the same time at most."""
+    """Threads that rank for requests, at the same time at most."""
     storage_workers: Annotated[int, Field(ge=1, le=256)] = 8
     """Threads that read and write storage for requests, at the same time at most."""
 
@@ -84,6 +84,8 @@ class RetrievalSettings(_Section):
     """Part of the candidates reserved for the items most popular of late."""
     search_threads: Annotated[int, Field(ge=1, le=256)] = 1
     """Threads of one large search."""
+    max_concurrent: Annotated[int, Field(ge=1, le=256)] = 16
+    """Requests that retrieval works on at the same time at most; their searches share passes over the index."""
     recent_half_life: Annotated[str, Field(pattern=r"^[1-9][0-9]{0,8}[smhdw]$")] = "7d"
     """Half life of "of late"; the dataset's signal nearest to it is taken."""
 

@@ -2,10 +2,10 @@
 
 # B = queries, N = rows, D = dimensions, W = mask words, G = masks, T = rows of a tile, K = results, C = candidates kept
 
-Tiles of codes are multiplied with int8 query codes (oneDNN through torch). What that coarser query can be off by,
-scale_i * ||code_i|| * ||query - its code||, is added to the bounds of one query's scan; a row that may still reach
-the threshold is scored again against the int16 query code while its own code is in cache. From there on everything
-is as for one query. Where fewer than most rows are admitted, tiles are gathered; otherwise they are read in place.
+Tiles of codes, their nibbles joined to int8, are multiplied with int8 query codes (oneDNN through torch). What that
+coarser query can be off by, scale_i * ||code_i|| * ||query - its code||, is added to the bounds of one query's scan; a
+row that may still reach the threshold is scored again against the query's 11 bit steps while its own code is in cache.
+From there on everything is as for one query.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from kernels.codes import CODE_MAX, Codes, QueryCode, encode_query, encode_query_coarsely
+from kernels.codes import CODE_MAX, UNIT, UPPER_MIDDLE, UPPER_UNIT, Codes, encode_query, encode_query_coarsely
 from kernels.cpu.compile import compiled
-from kernels.cpu.filtered_topk import PARALLEL_BYTES, filtered_topk, merge_candidates, rescore_candidates
-from kernels.cpu.scan_codes import compact_candidates, dot, list_rows, replace_least
+from kernels.cpu.filtered_topk import PARALLEL_BYTES, Scorer, filtered_topk, merge_candidates
+from kernels.cpu.nibbles import join_planes
+from kernels.cpu.scan_codes import compact_candidates, list_rows, replace_least
 from kernels.cpu.threads import count_cores, scan_pool
 from kernels.filtered_topk import TopK
 
@@ -28,6 +29,7 @@ TILE_ROWS = 16_384  # the tile's codes and scores stay within the shared cache; 
 BLOCK_ROWS = 64  # rows that every query looks at before the next; few, for one that reaches costs a second look at all
 MAX_BATCH = 64  # queries of one pass: bounds the scores of a tile to 4 MiB per thread
 DENSE_SHARE = 0.5  # of rows admitted: from here on multiplying the others too costs less than gathering
+_NO_BONUS = np.empty(0)
 _FIRST_CANDIDATES = 4096
 _NUM_TERMS = 9
 
@@ -48,24 +50,40 @@ class _Found(NamedTuple):
 
 
 @compiled
+def _dot(code_TD: NDArray[np.int8], place: int, step_D: NDArray[np.int16]) -> np.int32:
+    total = np.int32(0)
+    for dimension in range(step_D.shape[0]):
+        total = np.int32(total + np.int32(np.int32(code_TD[place, dimension]) * np.int32(step_D[dimension])))
+    return total
+
+
+@compiled
 def _describe_tile(
     code_TD: NDArray[np.int8],
+    twice: tuple[int, int],
     scale_N: NDArray[np.float32],
-    residual_N: NDArray[np.float32],
+    share_N: NDArray[np.uint8],
+    unit: float,
     row_T: NDArray[np.int64],
     scale_T: NDArray[np.float32],
     residual_T: NDArray[np.float32],
     length_T: NDArray[np.float32],
 ) -> None:
-    """Scale, residual, and an upper bound of scale * ||code|| of every row."""
+    """Scale, and upper bounds of the residual's norm and of scale * ||what the code stands for||, of every row.
+
+    twice: factor and shift that make of a code twice the step that it stands for.
+    """
+    factor, shift = np.int32(twice[0]), np.int32(twice[1])
     for place in range(row_T.shape[0]):
         total = np.int32(0)
         for dimension in range(code_TD.shape[1]):
-            code = np.int32(code_TD[place, dimension])
-            total = np.int32(total + np.int32(code * code))
-        scale_T[place] = scale_N[row_T[place]]
-        residual_T[place] = residual_N[row_T[place]]
-        length_T[place] = np.float32(np.float64(scale_T[place]) * np.sqrt(np.float64(total)) * (1 + 1e-6) + 1e-44)
+            step = np.int32(factor * np.int32(code_TD[place, dimension]) + shift)
+            total = np.int32(total + np.int32(step * step))
+        scale = scale_N[row_T[place]]
+        scale_T[place] = scale
+        residual = np.float64(scale) * np.float64(share_N[row_T[place]]) * unit
+        residual_T[place] = np.float32(residual * (1 + 1e-6) + 1e-44)
+        length_T[place] = np.float32(np.float64(scale) * 0.5 * np.sqrt(np.float64(total)) * (1 + 1e-6) + 1e-44)
 
 
 @compiled
@@ -78,10 +96,10 @@ def _count_reaching(
     threshold: float,
 ) -> int:
     """How many rows of a block reach the threshold; a function of its own, so that the loop becomes vector code."""
-    coarse_scale, coarse_error, rounding, query_norm, base = terms
+    coarse_scale, coarse_error, shift, query_norm, base = terms
     reaching = 0
     for place in range(dot_R.shape[0]):
-        inner = np.float64(scale_R[place]) * (coarse_scale * np.float64(dot_R[place]) + rounding)
+        inner = np.float64(scale_R[place]) * (coarse_scale * np.float64(dot_R[place]) + shift)
         outer = np.float64(length_R[place]) * coarse_error + np.float64(residual_R[place]) * query_norm
         reaching += 1 if inner + outer + base >= threshold else 0
     return reaching
@@ -117,12 +135,12 @@ def _select(
             heap_K = heap_BK[query]
             coarse_scale = term_BP[query, 6]
             coarse_error = term_BP[query, 7]
-            rounding = term_BP[query, 8]
+            shift = term_BP[query, 8]
             mean_score = term_BP[query, 1]
             query_norm = term_BP[query, 3]
             slack = term_BP[query, 4]
             base = mean_score + slack
-            terms = (coarse_scale, coarse_error, rounding, query_norm, base)
+            terms = (coarse_scale, coarse_error, shift, query_norm, base)
             dot_R = dot_BT[query, start:last]
             if not _count_reaching(dot_R, scale_R, residual_R, length_R, terms, heap_K[0]):
                 continue
@@ -132,14 +150,15 @@ def _select(
             for place in range(start, last):
                 scale = np.float64(scale_T[place])
                 residual = np.float64(residual_T[place])
-                inner = scale * (coarse_scale * np.float64(dot_BT[query, place]) + rounding)
+                inner = scale * (coarse_scale * np.float64(dot_BT[query, place]) + shift)
                 outer = np.float64(length_T[place]) * coarse_error + residual * query_norm
                 if not inner + outer + base >= heap_K[0]:
                     continue
                 row = row_T[place]
                 if (mask_W[row >> 6] >> np.uint64(row & 63)) & np.uint64(1) == np.uint64(0):
                     continue
-                middle = mean_score + scale * query_scale * np.float64(dot(code_TD, place, step_BD[query]))
+                steps = query_scale * np.float64(_dot(code_TD, place, step_BD[query])) + term_BP[query, 5]
+                middle = mean_score + scale * steps
                 width = scale * scale_error + residual * query_norm + slack
                 if middle + width >= heap_K[0]:
                     if count == room:
@@ -186,7 +205,7 @@ def _run(
     union_W = mask_GW[0] if len(mask_GW) == 1 else np.bitwise_or.reduce(mask_GW[np.unique(group_B)], axis=0)
     num_union = int(np.bitwise_count(union_W).sum())
     threads = num_threads or count_cores()
-    parts = min(threads, max(1, num_union * len(query_BD) * codes.code_ND.shape[1] // (4 * PARALLEL_BYTES)))
+    parts = min(threads, max(1, num_union * len(query_BD) * codes.mean_D.size // (4 * PARALLEL_BYTES)))
     edges = [union_W.size * part // parts for part in range(parts + 1)]
     batch = _encode(query_BD, codes)
     k = min(k, max(num_union, 1))
@@ -220,7 +239,7 @@ def _finish(
 ) -> TopK:
     num_matched = int(np.bitwise_count(mask_W).sum())
     if any(each.count_B[query] < 0 for each in scanned):
-        return filtered_topk(query_D, vector_ND, codes, key_N, mask_W, k, "stream", 1)
+        return filtered_topk(query_D, vector_ND, codes, key_N, mask_W, k, "stream", 1, _NO_BONUS)
     found = [
         (each.row_BC[query, : each.count_B[query]], each.upper_BC[query, : each.count_B[query]], each.heap_BK[query])
         for each in scanned
@@ -228,22 +247,27 @@ def _finish(
     k = min(k, num_matched)
     if k == 0:
         return TopK(np.empty(0, np.int64), np.empty(0, np.float64), 0, 0)
-    row_C, upper_C = merge_candidates(found, k)
-    return rescore_candidates(query_D, vector_ND, key_N, row_C, upper_C, k, num_matched)
+    row_C, upper_C, _ = merge_candidates(found, k)
+    order = np.argsort(-upper_C)
+    row_C, upper_C = row_C[order], upper_C[order]
+    scorer = Scorer(query_D, vector_ND, codes, key_N, encode_query(query_D, codes.mean_D))
+    return scorer.best(row_C, upper_C, _NO_BONUS, k, num_matched)
 
 
 def _encode(query_BD: NDArray[np.float32], codes: Codes) -> Batch:
     step_BD = np.empty(query_BD.shape, np.int16)
     coarse_BD = np.empty(query_BD.shape, np.int8)
     term_BP = np.empty((len(query_BD), _NUM_TERMS))
+    factor, shift = (1.0, 0.0) if codes.is_fine else (16.0, -UPPER_MIDDLE)
     for place, query_D in enumerate(query_BD):
-        fine: QueryCode = encode_query(query_D, codes.mean_D)
+        fine = encode_query(query_D, codes.mean_D)
         coarse = encode_query_coarsely(query_D)
-        step_BD[place], coarse_BD[place] = fine.step_D, coarse.step_D
+        step_BD[place], coarse_BD[place] = fine.steps(query_D.size), coarse.step_D
         rounding = CODE_MAX * float(np.abs(query_D.astype(np.float64)).sum()) * 2.0**-44
+        coarse_shift = coarse.scale * shift * int(coarse.step_D.sum(dtype=np.int64))
         term_BP[place] = (
-            *(fine.scale, fine.mean_score, fine.scale_error, fine.norm, fine.slack, 0.0),
-            *(coarse.scale, coarse.error, rounding),
+            *(fine.scale * factor, fine.mean_score, fine.scale_error, fine.norm, fine.slack),
+            *(fine.scale * shift * fine.sum_steps, coarse.scale * factor, coarse.error, coarse_shift + rounding),
         )
     return Batch(step_BD, coarse_BD, term_BP)
 
@@ -268,27 +292,31 @@ def _scan_part(
         np.zeros(size, np.int64),
     )
     words = union_W[first_word:last_word]
-    num_rows = min(last_word * 64, codes.code_ND.shape[0]) - first_word * 64
+    num_rows = min(last_word * 64, len(codes.upper_NP)) - first_word * 64
     num_matched = int(np.bitwise_count(words).sum())
-    # torch does not read arrays that it may not write to.
-    in_place = num_matched >= DENSE_SHARE * num_rows and codes.code_ND.flags.writeable
-    if in_place:
+    if num_matched >= DENSE_SHARE * num_rows:
         row_M = np.arange(first_word * 64, first_word * 64 + num_rows)
     else:
         row_M = np.empty(num_matched, np.int64)
         list_rows(words, row_M)
         row_M += first_word * 64
+    twice, unit, share_N = (2, 0), UNIT, codes.share_N
+    if not codes.is_fine:
+        twice, unit, share_N = (32, -round(2 * UPPER_MIDDLE)), UPPER_UNIT, codes.upper_share_N
+    unit *= float(np.sqrt(dim))
     tile = min(TILE_ROWS, max(row_M.size, 1))
     scale_T, residual_T, length_T = (np.empty(tile, np.float32) for _ in range(3))
+    joined = np.empty((tile, dim), np.int8)
     buffer = torch.empty(size * tile, dtype=torch.int32)
     coarse = torch.from_numpy(batch.coarse_BD)
     for first in range(0, row_M.size, tile):
         row_T = row_M[first : first + tile]
         count = row_T.size
-        code_TD = codes.code_ND[row_T[0] : row_T[-1] + 1] if in_place else codes.code_ND[row_T]
+        code_TD = joined[:count]
+        join_planes(codes.upper_NP, codes.lower_NP, row_T, code_TD)
         dots = buffer[: size * count].view(size, count)
         torch._int_mm(coarse, torch.from_numpy(code_TD).t(), out=dots)
-        _describe_tile(code_TD, codes.scale_N, codes.residual_N, row_T, scale_T, residual_T, length_T)
+        _describe_tile(code_TD, twice, codes.scale_N, share_N, unit, row_T, scale_T, residual_T, length_T)
         _select(
             dots.numpy(),
             code_TD,

@@ -1,9 +1,11 @@
-"""The fused pass over mask and int8 codes, compiled: score, threshold and partial top-k; no array of N scores exists.
+"""The fused pass over mask and codes, compiled: score, threshold and partial top-k; no array of N scores exists.
 
-# N = rows, D = dimensions, W = mask words, M = rows in a list, K = results, C = candidates kept
+# N = rows, D = dimensions, P = bytes of a plane's row, W = mask words, M = rows in a list, K = results, C = candidates
 
-Each admitted row's code is read once and has its score within lower..upper. A heap of the k best lower bounds gives
-the threshold; a row whose upper bound reaches it is kept.
+Each admitted row's upper nibbles are read once; where the bound that they give reaches the threshold, the row is kept.
+The threshold is the least of k lower bounds. To raise it fast without reading lower nibbles in vain, they are read at
+once only for rows that are among the k best so far by the middle of their upper nibbles' bounds. `tighten` reads those
+of the candidates that are left.
 
 Two ways through the rows: `scan_words` streams over the mask, sixty-four rows at once where some of a word are
 set, because a few dot products in vain cost less than mispredicting which are wanted. `scan_rows` follows a
@@ -12,14 +14,44 @@ list of rows and asks for each some steps ahead of its use.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 
+from kernels.codes import UNIT, UPPER_MIDDLE, UPPER_UNIT, Codes, QueryCode
 from kernels.cpu.compile import compiled, count_word, lowest_bit, prefetch
+from kernels.cpu.nibbles import dot_row
 
 DENSE_BITS = 16  # of a word's 64: from here on the unset ones are scored too
 AHEAD = 24  # rows between asking for a code and using it; their lines fit the first-level cache
 LINE_BYTES = 64
+
+
+class Bounds(NamedTuple):
+    """How integer products become bounds of a score.
+
+    upper nibbles: base + scale_i * (upper_scale * dot + upper_shift +- (error + upper_norm * upper_share_i)) +- slack
+    whole code:    base + scale_i * (scale * dot +- (error + norm * share_i)) +- slack
+    """
+
+    upper_scale: float
+    upper_shift: float
+    upper_norm: float
+    scale: float
+    norm: float
+    error: float
+    base: float
+    slack: float
+
+
+def bounds_of(query: QueryCode, dim: int) -> Bounds:
+    """The bounds of one query's scores."""
+    norm = query.norm * float(np.sqrt(dim))
+    return Bounds(
+        *(16.0 * query.scale, -UPPER_MIDDLE * query.scale * query.sum_steps, UPPER_UNIT * norm),
+        *(query.scale, UNIT * norm, query.scale_error, query.mean_score, query.slack),
+    )
 
 
 @compiled
@@ -32,15 +64,6 @@ def list_rows(mask_W: NDArray[np.uint64], row_M: NDArray[np.int64]) -> None:
             row_M[count] = word * 64 + lowest_bit(bits)
             count += 1
             bits &= bits - np.uint64(1)
-
-
-@compiled
-def dot(code_ND: NDArray[np.int8], row: int, step_D: NDArray[np.int16]) -> np.int32:
-    """The integer inner product of a code and a query's steps."""
-    total = np.int32(0)
-    for dimension in range(step_D.shape[0]):
-        total = np.int32(total + np.int32(np.int32(code_ND[row, dimension]) * np.int32(step_D[dimension])))
-    return total
 
 
 @compiled
@@ -76,124 +99,211 @@ def compact_candidates(row_C: NDArray[np.int64], upper_C: NDArray[np.float64], c
 @compiled
 def _count_reaching(
     dot_R: NDArray[np.int32],
-    scale_R: NDArray[np.float32],
-    residual_R: NDArray[np.float32],
-    terms: tuple[float, float, float, float, float],
+    scale_N: NDArray[np.float32],
+    share_N: NDArray[np.uint8],
+    start: int,
+    terms: tuple[float, float, float, float],
     threshold: float,
 ) -> int:
-    """How many rows of a word reach the threshold; a function of its own, so that the loop becomes vector code."""
-    query_scale, mean_score, scale_error, query_norm, slack = terms
+    """How many rows from `start` reach the threshold; a function of its own, so that the loop becomes vector code."""
+    upper_scale, shift, upper_norm, base = terms
     reaching = 0
     for place in range(dot_R.shape[0]):
-        scale = np.float64(scale_R[place])
-        middle = mean_score + scale * query_scale * np.float64(dot_R[place])
-        width = scale * scale_error + np.float64(residual_R[place]) * query_norm + slack
-        reaching += 1 if middle + width >= threshold else 0
+        row = np.uint64(start) + np.uint64(place)  # unsigned: numba does not look whether it counts from the end
+        steps = upper_scale * np.float64(dot_R[place]) + shift + upper_norm * np.float64(share_N[row])
+        reaching += 1 if np.float64(scale_N[row]) * steps + base >= threshold else 0
     return reaching
 
 
 @compiled
+def _middle(bounds: Bounds, scale: np.float32, product: np.int32) -> float:
+    """The middle of the bounds that a row's upper nibbles give."""
+    return bounds.base + np.float64(scale) * (bounds.upper_scale * np.float64(product) + bounds.upper_shift)
+
+
+@compiled
+def _half_width(bounds: Bounds, scale: np.float32, upper_share: np.uint8) -> float:
+    """How far a score can be from that middle."""
+    return np.float64(scale) * (bounds.error + bounds.upper_norm * np.float64(upper_share)) + bounds.slack
+
+
+@compiled
+def _lower_bound(
+    bounds: Bounds,
+    scale: np.float32,
+    share: np.uint8,
+    upper_share: np.uint8,
+    product: np.int32,
+    lower_at: int,
+    steps: tuple[int, int, int, int, int],
+) -> float:
+    """The lower bound of a row's score that its whole code gives, or its upper nibbles where they are all there is."""
+    high_at, low_at, length, width, sum_steps = steps
+    if width == 0:
+        return _middle(bounds, scale, product) - _half_width(bounds, scale, upper_share)
+    rest = np.int64(dot_row(lower_at, high_at, low_at, length, width))
+    middle = bounds.scale * np.float64(16 * np.int64(product) + rest - 128 * sum_steps)
+    return bounds.base + np.float64(scale) * (middle - bounds.error - bounds.norm * np.float64(share)) - bounds.slack
+
+
+@compiled
 def scan_words(
-    code_ND: NDArray[np.int8],
-    scale_N: NDArray[np.float32],
-    residual_N: NDArray[np.float32],
+    codes: Codes,
     mask_W: NDArray[np.uint64],
     first_word: int,
     last_word: int,
-    step_D: NDArray[np.int16],
-    query_scale: float,
-    mean_score: float,
-    scale_error: float,
-    query_norm: float,
-    slack: float,
+    query: QueryCode,
+    bounds: Bounds,
     heap_K: NDArray[np.float64],
+    middle_K: NDArray[np.float64],
+    floor_1: NDArray[np.float64],
     row_C: NDArray[np.int64],
     upper_C: NDArray[np.float64],
     count: int,
 ) -> tuple[int, int]:
     """Scan words from `first_word`; returns (next word, candidates kept), next < last_word when room ran out.
 
-    heap_K: the k best lower bounds so far, -inf where fewer rows were seen.
+    heap_K: k lower bounds so far, -inf where fewer rows were seen.  middle_K: the k best middles.  floor_1: a
+    threshold that another thread may raise; one that is too low only costs time.
     """
-    num_rows = code_ND.shape[0]
+    upper_NP, lower_NP, scale_N = codes.upper_NP, codes.lower_NP, codes.scale_N
+    upper_share_N, share_N = codes.upper_share_N, codes.share_N
+    upper_at, lower_at, width = upper_NP.ctypes.data, lower_NP.ctypes.data, upper_NP.shape[1]
+    high_at, low_at, length = query.high_2L.ctypes.data, query.low_2L.ctypes.data, query.high_2L.shape[1]
+    num_rows = upper_NP.shape[0]
+    steps = (high_at, low_at, length, width if lower_NP.shape[0] > 0 else 0, query.sum_steps)
     dot_R = np.empty(64, np.int32)
+    terms = (bounds.upper_scale, bounds.upper_shift + bounds.error, bounds.upper_norm, bounds.base + bounds.slack)
     for word in range(first_word, last_word):
         bits = mask_W[word]
         if bits == np.uint64(0):
             continue
         start = word * 64
-        dense = DENSE_BITS <= count_word(bits) < 64 and start + 64 <= num_rows
+        threshold = max(heap_K[0], floor_1[0])
+        dense = count_word(bits) >= DENSE_BITS and start + 64 <= num_rows
         if dense:
             for place in range(64):
-                dot_R[place] = dot(code_ND, start + place, step_D)
-            scale_R, residual_R = scale_N[start : start + 64], residual_N[start : start + 64]
-            terms = (query_scale, mean_score, scale_error, query_norm, slack)
-            if _count_reaching(dot_R, scale_R, residual_R, terms, heap_K[0]) == 0:
+                dot_R[place] = dot_row(upper_at + (start + place) * width, high_at, low_at, length, width)
+            if _count_reaching(dot_R, scale_N, upper_share_N, start, terms, threshold) == 0:
                 continue
         if count + 64 > row_C.shape[0]:
-            count = compact_candidates(row_C, upper_C, count, heap_K[0])
+            count = compact_candidates(row_C, upper_C, count, threshold)
             if 2 * count > row_C.shape[0] or count + 64 > row_C.shape[0]:
                 return word, count
         while bits != np.uint64(0):
             place = lowest_bit(bits)
             row = start + place
             bits &= bits - np.uint64(1)
-            product = dot_R[place] if dense else dot(code_ND, row, step_D)
-            scale = np.float64(scale_N[row])
-            middle = mean_score + scale * query_scale * np.float64(product)
-            width = scale * scale_error + np.float64(residual_N[row]) * query_norm + slack
-            if middle + width >= heap_K[0]:
-                row_C[count] = row
-                upper_C[count] = middle + width
-                count += 1
-                if middle - width > heap_K[0]:
-                    replace_least(heap_K, middle - width)
+            product = dot_R[place] if dense else dot_row(upper_at + row * width, high_at, low_at, length, width)
+            middle = _middle(bounds, scale_N[row], product)
+            upper = middle + _half_width(bounds, scale_N[row], upper_share_N[row])
+            if upper < threshold:
+                continue
+            row_C[count] = row
+            upper_C[count] = upper
+            count += 1
+            if middle > middle_K[0]:
+                replace_least(middle_K, middle)
+                lower = _lower_bound(
+                    bounds, scale_N[row], share_N[row], upper_share_N[row], product, lower_at + row * width, steps
+                )
+                if lower > heap_K[0]:
+                    replace_least(heap_K, lower)
+                    threshold = max(threshold, heap_K[0])
+        if threshold > floor_1[0]:
+            floor_1[0] = threshold
     return last_word, count
 
 
 @compiled
 def scan_rows(
-    code_ND: NDArray[np.int8],
-    scale_N: NDArray[np.float32],
-    residual_N: NDArray[np.float32],
+    codes: Codes,
     row_M: NDArray[np.int64],
+    bonus_M: NDArray[np.float64],
     first: int,
     last: int,
-    step_D: NDArray[np.int16],
-    query_scale: float,
-    mean_score: float,
-    scale_error: float,
-    query_norm: float,
-    slack: float,
+    query: QueryCode,
+    bounds: Bounds,
     heap_K: NDArray[np.float64],
+    middle_K: NDArray[np.float64],
+    floor_1: NDArray[np.float64],
     row_C: NDArray[np.int64],
     upper_C: NDArray[np.float64],
     count: int,
 ) -> tuple[int, int]:
-    """As `scan_words`, over places first..last of a list of rows; returns (next place, candidates kept)."""
-    dim = step_D.shape[0]
-    code_at = code_ND.ctypes.data
-    scale_at = scale_N.ctypes.data
-    residual_at = residual_N.ctypes.data
+    """As `scan_words`, over places first..last of a list of rows; returns (next place, candidates kept).
+
+    bonus_M: added to the rows' scores; of no rows where nothing is.
+    """
+    scale_N, upper_share_N, share_N = codes.scale_N, codes.upper_share_N, codes.share_N
+    upper_at, lower_at, width = codes.upper_NP.ctypes.data, codes.lower_NP.ctypes.data, codes.upper_NP.shape[1]
+    high_at, low_at, length = query.high_2L.ctypes.data, query.low_2L.ctypes.data, query.high_2L.shape[1]
+    scale_at, share_at = scale_N.ctypes.data, upper_share_N.ctypes.data
+    steps = (high_at, low_at, length, width if codes.lower_NP.shape[0] > 0 else 0, query.sum_steps)
+    threshold = max(heap_K[0], floor_1[0])
     for index in range(first, last):
         if index + AHEAD < last:
             row = row_M[index + AHEAD]
             prefetch(scale_at + 4 * row)
-            prefetch(residual_at + 4 * row)
-            for byte in range(0, dim, LINE_BYTES):
-                prefetch(code_at + row * dim + byte)
+            prefetch(share_at + row)
+            for byte in range(0, width, LINE_BYTES):
+                prefetch(upper_at + row * width + byte)
         if count == row_C.shape[0]:
-            count = compact_candidates(row_C, upper_C, count, heap_K[0])
+            count = compact_candidates(row_C, upper_C, count, threshold)
             if 2 * count > row_C.shape[0]:
                 return index, count
         row = row_M[index]
-        scale = np.float64(scale_N[row])
-        middle = mean_score + scale * query_scale * np.float64(dot(code_ND, row, step_D))
-        width = scale * scale_error + np.float64(residual_N[row]) * query_norm + slack
-        if middle + width >= heap_K[0]:
-            row_C[count] = row
-            upper_C[count] = middle + width
-            count += 1
-            if middle - width > heap_K[0]:
-                replace_least(heap_K, middle - width)
+        bonus = bonus_M[index] if bonus_M.shape[0] > 0 else 0.0
+        slack = abs(bonus) * 2.0**-51
+        product = dot_row(upper_at + row * width, high_at, low_at, length, width)
+        middle = _middle(bounds, scale_N[row], product)
+        upper = middle + _half_width(bounds, scale_N[row], upper_share_N[row]) + bonus + slack
+        if upper < threshold:
+            continue
+        row_C[count] = row
+        upper_C[count] = upper
+        count += 1
+        if middle + bonus > middle_K[0]:
+            replace_least(middle_K, middle + bonus)
+            lower = (
+                _lower_bound(
+                    bounds, scale_N[row], share_N[row], upper_share_N[row], product, lower_at + row * width, steps
+                )
+                + bonus
+                - slack
+            )
+            if lower > heap_K[0]:
+                replace_least(heap_K, lower)
+                threshold = max(threshold, heap_K[0])
+            threshold = max(threshold, floor_1[0])
+            floor_1[0] = threshold
     return last, count
+
+
+@compiled
+def tighten(
+    codes: Codes,
+    query: QueryCode,
+    bounds: Bounds,
+    row_C: NDArray[np.int64],
+    bonus_C: NDArray[np.float64],
+    upper_C: NDArray[np.float64],
+) -> None:
+    """Replace the candidates' upper bounds by those of their whole codes. There must be lower nibbles."""
+    scale_N, share_N = codes.scale_N, codes.share_N
+    upper_at, lower_at, width = codes.upper_NP.ctypes.data, codes.lower_NP.ctypes.data, codes.upper_NP.shape[1]
+    high_at, low_at, length = query.high_2L.ctypes.data, query.low_2L.ctypes.data, query.high_2L.shape[1]
+    for index in range(row_C.shape[0]):
+        if index + AHEAD < row_C.shape[0]:
+            row = row_C[index + AHEAD]
+            for byte in range(0, width, LINE_BYTES):
+                prefetch(upper_at + row * width + byte)
+                prefetch(lower_at + row * width + byte)
+        row = row_C[index]
+        high = np.int64(dot_row(upper_at + row * width, high_at, low_at, length, width))
+        low = np.int64(dot_row(lower_at + row * width, high_at, low_at, length, width))
+        middle = bounds.scale * np.float64(16 * high + low - 128 * query.sum_steps)
+        off = bounds.error + bounds.norm * np.float64(share_N[row])
+        upper_C[index] = bounds.base + np.float64(scale_N[row]) * (middle + off) + bounds.slack
+        if bonus_C.shape[0] > 0:
+            upper_C[index] += bonus_C[index] + abs(bonus_C[index]) * 2.0**-51

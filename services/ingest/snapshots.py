@@ -79,6 +79,7 @@ class Snapshots:
             self._metrics.snapshot_failures.inc()
             raise
         self._metrics.snapshot_seconds.observe(time.perf_counter() - started)
+        self._metrics.snapshot_bytes.set(info.size_bytes)
         self._written, self._written_ms = dict(info.offsets), system_ms()
         self._kept.append(info.offsets["items"])
         self._logger.info("index snapshot written", path=str(info.path), items=info.num_items, offsets=info.offsets)

@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from index.batching import BatchingIndex
 from index.filter import Exists, Filter, Range
 from index.live import Hits, LiveIndex, SnapshotInfo
 from models.data.items import ItemTable
@@ -66,6 +67,8 @@ class Quotas:
 class RetrievalEngine:
     """One retrieval model over one index. Thread-safe: many searches beside one writer.
 
+    Searches by vector that come at the same time share passes over the index, whatever their filters.
+
     `landmark_ms` is the time that the index's signal sums are relative to (forward decay).
     """
 
@@ -80,6 +83,7 @@ class RetrievalEngine:
         quotas: Quotas | None = None,
     ) -> None:
         self.index = index
+        self.searches = BatchingIndex(index)
         self.model = model
         self.items = items
         self.schema = schema
@@ -107,6 +111,7 @@ class RetrievalEngine:
 
     def warm_up(self, now_ms: int, k: int) -> None:
         """Run every kind of search once: kernels are compiled at their first call, which no request should wait for."""
+        self.index.warm_up()
         nobody = UserState()
         filters: list[Filter | None] = [None]
         for attribute in self.index.config.schema.attributes:
@@ -132,21 +137,14 @@ class RetrievalEngine:
         exclude: keys that no source may return.
         """
         vector_D = self.model.encode_users([user], now_ms)[0]
-        towers = self.index.search(vector_D, k, filter, exclude)
+        towers = self.searches.search(vector_D, k, filter, exclude)
         lists = [
             ("popular", self._by_signal(self.popular, self.quotas.popular, k, filter, exclude)),
             ("recent", self._by_signal(self.recent, self.quotas.recent, k, filter, exclude)),
             ("towers", _found(towers)),
         ]
         keys, sources = _blend(lists, k)
-        plan = Plan(
-            matched=towers.num_matched,
-            scanned=towers.num_scanned,
-            rescored=towers.num_rescored,
-            strategy=towers.strategy,
-            exact=towers.exact,
-        )
-        return self._candidates(keys, sources, vector_D, now_ms, plan)
+        return self._candidates(keys, sources, vector_D, now_ms, self._plan(towers))
 
     def score(self, user: UserState, now_ms: int, keys: NDArray[np.int64]) -> Candidates:
         """Return exactly these items as candidates, best first; keys the index does not hold are left out."""
@@ -161,14 +159,14 @@ class RetrievalEngine:
         vectors, found = self.index.vectors(asked)
         if not found[0]:
             return None
-        hits = self.index.search(vectors[0], k, filter, asked)
+        hits = self.searches.search(vectors[0], k, filter, asked)
         keys = _found(hits)
         return Candidates(
             keys=keys,
             scores=hits.scores[0][: len(keys)],
             sources=np.full(len(keys), _BITS["towers"]),
             signals=np.zeros((len(keys), len(self.schema.signals))),
-            plan=_plan(hits),
+            plan=self._plan(hits),
             versions=self.versions(),
         )
 
@@ -288,6 +286,17 @@ class RetrievalEngine:
         keys: NDArray[np.int64] = hits.keys[0][hits.scores[0] > 0]
         return keys
 
+    def _plan(self, hits: Hits) -> Plan:
+        return Plan(
+            matched=hits.num_matched,
+            scanned=hits.num_scanned,
+            rescored=hits.num_rescored,
+            strategy=hits.strategy,
+            exact=hits.exact,
+            joined=hits.num_joined,
+            costs=self.index.costs_from,
+        )
+
     def _candidates(
         self,
         keys: NDArray[np.int64],
@@ -344,16 +353,6 @@ def _blend(lists: Sequence[tuple[str, NDArray[np.int64]]], k: int) -> tuple[NDAr
     np.bitwise_or.at(masks, inverse, bits)
     chosen = np.argsort(first, kind="stable")[:k]
     return unique[chosen], masks[chosen]
-
-
-def _plan(hits: Hits) -> Plan:
-    return Plan(
-        matched=hits.num_matched,
-        scanned=hits.num_scanned,
-        rescored=hits.num_rescored,
-        strategy=hits.strategy,
-        exact=hits.exact,
-    )
 
 
 def _found(hits: Hits) -> NDArray[np.int64]:

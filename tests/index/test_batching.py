@@ -22,13 +22,13 @@ class SlowIndex:
         self.entered, self.gate = threading.Event(), threading.Event()
         self.gate.set()
 
-    def search(self, query, k, filter=None, exclude=None):
+    def search(self, query, k, filter=None, exclude=None, **each):
         self.sizes.append(len(query))
         self.entered.set()
         assert self.gate.wait(10)
         if k == 13:
             raise RuntimeError("k is 13")
-        return self.index.search(query, k, filter, exclude)
+        return self.index.search(query, k, filter, exclude, **each)
 
     def vectors(self, keys):
         return self.index.vectors(keys)
@@ -71,8 +71,17 @@ def test_calls_during_a_search_are_joined(index):
     for call, hits in zip(calls, answers, strict=True):
         expected = index.search(*call)
         assert (hits.keys == expected.keys).all() and (hits.scores == expected.scores).all()
-        assert hits.num_matched == expected.num_matched
-    assert sorted(slow.sizes) == [1, 2, 2, 4, 4] and batching.num_searches == 5
+        assert hits.num_matched == expected.num_matched and hits.num_joined == 8
+    assert slow.sizes == [1, 12] and batching.num_searches == 2 and batching.num_calls == 9
+
+
+def test_a_short_answer_does_not_wait_for_a_much_longer_one(index):
+    slow = SlowIndex(index)
+    batching = BatchingIndex(slow, max_wait_ms=10_000)
+    calls = [(np.ones(DIM), k) for k in (400, 5, 256, 1, 300)]
+    answers = start_together(batching, slow, calls, 5)
+    assert [hits.num_joined for hits in answers] == [2, 3, 3, 3, 2] and slow.sizes == [1, 3, 2]
+    assert [hits.keys.shape[1] for hits in answers] == [k for _, k in calls]
 
 
 def test_a_lone_caller_does_not_wait(index):
@@ -95,6 +104,23 @@ def test_nobody_waits_longer_than_max_wait(index):
             time.sleep(0.001)
         slow.gate.set()
         assert all(future.result(10).keys.shape == (1, 1) for future in futures)
+
+
+def test_no_more_searches_than_max_running(index):
+    slow = SlowIndex(index)
+    batching = BatchingIndex(slow, max_wait_ms=0, max_running=2, max_queries=2)
+    slow.gate.clear()
+    with ThreadPoolExecutor(9) as pool:
+        futures = [pool.submit(batching.search, np.ones(DIM), 1) for _ in range(9)]
+        until = time.monotonic() + 10
+        while len(batching._waiting) < 9 - sum(slow.sizes) or len(slow.sizes) < 2:
+            assert time.monotonic() < until
+            time.sleep(0.001)
+        time.sleep(0.02)
+        assert len(slow.sizes) == 2
+        slow.gate.set()
+        assert all(future.result(10).keys.shape == (1, 1) for future in futures)
+    assert sum(slow.sizes) == 9 and batching.num_calls == 9 and batching._num_running == 0
 
 
 def test_a_wrong_call_fails_alone(index):

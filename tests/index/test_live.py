@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 import index.code_column as code_column
-import index.rows as index_rows
+import index.key_map as key_map
+import index.sorted_rows as sorted_rows
+import index.upkeep as upkeep
 from index.attributes import AttributeSchema
 from index.filter import parse_filter
 from index.live import IndexConfig, LiveIndex
@@ -75,6 +77,15 @@ class Catalogue(RuleBasedStateMachine):
         assert self.index.set_signals(np.array([key]), np.full((1, 2), float(value))) == (key not in self.items)
         if key in self.items:
             self.signals[key] = np.full(2, float(value))
+
+    @rule(kept_up=st.booleans())
+    def maintain(self, kept_up):
+        """All pending work now, or no more of it beside the writes from here on."""
+        if kept_up:
+            self.index.maintain()
+            assert not self.index._upkeep.is_due
+        else:
+            self.index.close()
 
     @rule(factor=st.sampled_from([0.5, 2.0, 0.0]))
     def rescale(self, factor):
@@ -149,12 +160,15 @@ class Catalogue(RuleBasedStateMachine):
 @pytest.fixture(autouse=True, scope="module")
 def _soon():
     """Centre the codes, make planes and grow early, so that small catalogues go through all of it."""
-    old = index_rows.MEAN_ROWS, code_column.MIN_PLANE_ROWS
-    import index.live as live
-
-    live.MEAN_ROWS, code_column.MIN_PLANE_ROWS = 12, 6
-    yield
-    live.MEAN_ROWS, code_column.MIN_PLANE_ROWS = old
+    small = {"MEAN_ROWS": 12, "MIN_COMPACT_ROWS": 16, "COMPACT_ROWS": 64, "CATCH_UP_ROWS": 3, "MIN_AHEAD_ROWS": 1}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in small.items():
+            patch.setattr(upkeep, name, value)
+        patch.setattr(code_column, "MIN_PLANE_ROWS", 6)
+        patch.setattr(code_column, "MIN_POOL_CODES", 8)
+        patch.setattr(key_map, "MIN_AHEAD_SLOTS", 64)
+        patch.setattr(sorted_rows, "MIN_RECENT_ROWS", 8)
+        yield
 
 
 Catalogue.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
@@ -304,7 +318,7 @@ def test_freed_rows_are_used_again():
     index = make_index()
     for round_ in range(200):
         index.upsert(np.arange(20), np.full((20, DIM), float(round_)), [{}] * 20)
-    assert index._arrays.capacity == 64
+    assert index._state.arrays.capacity == 64
     assert index.search(np.ones(DIM), 1).scores[0, 0] == 199 * DIM
 
 
@@ -315,7 +329,7 @@ def test_a_new_item_in_a_used_row_starts_without_signals():
         assert not index.signals([key]).any()
         index.add_signals([key], [[3.0, 4.0]])
         index.delete([key])
-    assert index._arrays.capacity == 64
+    assert index._state.arrays.capacity == 64
 
 
 def test_a_deleted_item_comes_back_without_signals():
@@ -351,16 +365,17 @@ def test_a_reader_keeps_its_moment():
     """Rows that a reader may see are not written again until it left."""
     index = make_index()
     index.upsert(np.arange(30), np.zeros((30, DIM)), [{}] * 30)
-    with index._reading(np.arange(30)) as view:
+    with index._state.reading(np.arange(30)) as view:
         before = view.arrays.vector_ND[view.row_M].copy()
         for round_ in range(1, 20):
             index.upsert(np.arange(30), np.full((30, DIM), float(round_)), [{"year": round_}] * 30)
         assert (view.arrays.vector_ND[view.row_M] == before).all()
         assert (view.arrays.key_N[view.row_M] == np.arange(30)).all()
-    capacity = index._arrays.capacity
+    index.maintain()
+    capacity = index._state.arrays.capacity
     for round_ in range(50):
         index.upsert(np.arange(30), np.full((30, DIM), float(round_)), [{}] * 30)
-    assert index._arrays.capacity == capacity
+    assert index._state.arrays.capacity == capacity
 
 
 def test_a_batch_and_its_offset_go_together():

@@ -154,6 +154,24 @@ def test_a_newer_format_is_not_guessed_at(tmp_path):
         LiveIndex.open_newest(tmp_path)
 
 
+def test_codes_of_another_version_are_computed_again(tmp_path):
+    index = make_index(700)
+    path = index.snapshot(tmp_path, {}).path
+    manifest = json.loads((path / "manifest.json").read_bytes())["manifest"]
+    for name in list(manifest["files"]):
+        if name.startswith("code-"):
+            (path / name).unlink()
+            del manifest["files"][name]
+    for version in (snapshot.CODES_VERSION, 1):
+        (path / "manifest.json").write_bytes(
+            snapshot._sealed(snapshot._canonical(manifest | {"codes_version": version}))
+        )
+        opened, info = LiveIndex.open_newest(tmp_path)
+        assert info.skipped == ()
+        assert_same(index, opened)
+        assert opened.snapshot(tmp_path / str(version), {}).num_items == 700
+
+
 class FullDisk:
     """Lets so many bytes through, then behaves as a full disk."""
 

@@ -1,5 +1,7 @@
 """The order of a column against plain Python, under random writes, with sorting beside and at once."""
 
+from threading import Thread
+
 import numpy as np
 import pytest
 
@@ -55,6 +57,9 @@ def test_every_clause_equals_its_definition(monkeypatch, seed):
             columns = columns.grow(1024)
         rows = rng.choice(512 if step < 30 else 1024, rng.integers(1, 60), replace=False)
         items = [random_item(rng) for _ in rows]
+        sorting = Thread(target=columns.sort)
+        if step % 4:
+            sorting.start()
         columns.write(rows, [[item.get(each.name) for each in SCHEMA.attributes] for item in items])
         kept |= dict(zip(rows.tolist(), items, strict=True))
         if step % 10 == 5 and len(kept) > 20:
@@ -62,10 +67,14 @@ def test_every_clause_equals_its_definition(monkeypatch, seed):
             to = rng.permutation(np.setdiff1d(np.arange(512), source))[:9]
             columns.move(source, to)
             kept |= {int(b): kept[int(a)] for a, b in zip(source, to, strict=True)}
+        if step % 8 > 4:
+            sorting.join()
         for tree in random_filters(rng):
             found = list_bits(columns.evaluate(tree, 8 if step < 30 else 16)).tolist()
             everything = range(512 if step < 30 else 1024)
             assert found == [row for row in everything if tree.matches(kept.get(row, {}))], tree
+        if step % 4:
+            sorting.join()
     untouched = [row for row in range(512) if kept.get(row, {}) is before.get(row, {})]
     for tree in random_filters(rng):  # a reader that still holds the smaller columns
         found = set(list_bits(old.evaluate(tree, 8)).tolist())

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 import kernels.cpu.batched_topk as cpu
 from kernels.batched_topk import batched_topk, has_batches
-from kernels.codes import encode_query, encode_query_coarsely
+from kernels.codes import UNIT, encode_query, encode_query_coarsely, unpack
 from tests.kernels.test_filtered_topk import FAMILIES, encode, oracle, pack
 
 number = st.one_of(
@@ -108,7 +108,7 @@ def test_read_only_codes_are_read():
     rng = np.random.default_rng(1)
     vectors = rng.standard_normal((300, 8)).astype(np.float32)
     codes = encode(vectors)
-    codes.code_ND.flags.writeable = False
+    codes.upper_NP.flags.writeable = codes.lower_NP.flags.writeable = False
     mask = pack(np.ones(300, bool))[None]
     (best,) = batched_topk(vectors[:1], vectors, codes, np.arange(300), mask, np.zeros(1, np.int64), 5)
     expected = oracle(vectors[0], vectors, np.arange(300), np.ones(300, bool), 5)
@@ -125,8 +125,10 @@ def test_coarse_bounds_hold(family):
     for query in FAMILIES["mixed_scales"](rng, (5, 32)).astype(np.float32):
         fine, coarse = encode_query(query, mean), encode_query_coarsely(query)
         for row in range(60):
-            code = codes.code_ND[row].astype(np.int64)
-            scale, residual = float(codes.scale_N[row]), float(codes.residual_N[row])
+            upper, lower = (unpack(plane[row : row + 1], 32)[0] for plane in (codes.upper_NP, codes.lower_NP))
+            code = 16 * upper.astype(np.int64) + lower - 128
+            scale = float(codes.scale_N[row])
+            residual = scale * int(codes.share_N[row]) * UNIT * math.sqrt(32)
             middle = fine.mean_score + scale * coarse.scale * int(code @ coarse.step_D.astype(np.int64))
             width = scale * math.sqrt(int(code @ code)) * coarse.error + residual * fine.norm + fine.slack
             exact = math.fsum(float(a) * float(b) for a, b in zip(query, vectors[row], strict=True))

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import kernels.cpu.filtered_topk as cpu
-from kernels.codes import Codes, encode_query, encode_rows
+from kernels.codes import UNIT, UPPER_MIDDLE, UPPER_UNIT, encode_query, encode_rows, unpack
 from kernels.filtered_topk import filtered_topk
 
 BACKENDS = ["cpu", "serial", "reference"]
@@ -21,7 +21,7 @@ def pack(flags):
 
 def encode(vectors, mean=None):
     mean = np.zeros(vectors.shape[1], np.float32) if mean is None else mean
-    return Codes(*encode_rows(vectors, mean), mean)
+    return encode_rows(vectors, mean)
 
 
 def search(query, vectors, keys, flags, k, mean=None, **options):
@@ -209,11 +209,18 @@ def test_code_bounds_hold(family):
     for query in FAMILIES["mixed_scales"](rng, (5, 32)).astype(np.float32):
         code = encode_query(query, mean)
         for row in range(60):
-            dot = int(codes.code_ND[row].astype(np.int64) @ code.step_D.astype(np.int64))
-            middle = code.mean_score + float(codes.scale_N[row]) * code.scale * dot
-            width = float(codes.scale_N[row]) * code.scale_error + float(codes.residual_N[row]) * code.norm + code.slack
+            scale = float(codes.scale_N[row])
+            upper = unpack(codes.upper_NP[row : row + 1], 32)[0].astype(np.int64)
+            lower = unpack(codes.lower_NP[row : row + 1], 32)[0].astype(np.int64)
+            step = code.steps(32).astype(np.int64)
             exact = math.fsum(float(a) * float(b) for a, b in zip(query, vectors[row], strict=True))
-            assert abs(exact - middle) <= width
+            for steps, share, unit in (
+                (int((16 * upper + lower - 128) @ step), codes.share_N[row], UNIT),
+                (16 * int(upper @ step) - UPPER_MIDDLE * code.sum_steps, codes.upper_share_N[row], UPPER_UNIT),
+            ):
+                middle = code.mean_score + scale * code.scale * steps
+                width = scale * (code.scale_error + int(share) * unit * math.sqrt(32) * code.norm) + code.slack
+                assert abs(exact - middle) <= width
 
 
 @pytest.mark.parametrize(

@@ -157,6 +157,9 @@ def test_metrics_name_routes_stages_and_lags(client: httpx.Client) -> None:
         'shortlist_follower_lag_ms{follower="retrieval-events"}',
         "shortlist_index_items 250.0",
         "shortlist_snapshot_age_seconds",
+        "shortlist_snapshot_bytes",
+        "shortlist_index_calls",
+        "shortlist_index_passes",
     ):
         assert series in text, series
 

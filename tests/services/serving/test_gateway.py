@@ -57,6 +57,7 @@ def test_answer_is_complete(client: httpx.Client) -> None:
     assert answer["cold_start"] is False
     assert all(answer["served"].values())
     assert answer["filter_plan"]["exact"] is True
+    assert answer["filter_plan"]["joined"] == 1 and answer["filter_plan"]["costs"] == "default"
     assert sum(answer["timings"][stage] for stage in ("hydrate", "retrieve", "rank", "arrange")) > 0
     assert answer["timings"]["total"] >= answer["timings"]["rank"]
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from services.candidates import Candidates
 from services.platform import Platform
 from services.ranking.engine import RankingEngine
 from services.retrieval.engine import RetrievalEngine
@@ -73,13 +72,15 @@ def test_hydrate_falls_back_to_a_user_nothing_is_known_of(
 
 
 def test_an_exhausted_budget_is_named_stage_by_stage(client: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    retrieve = RetrievalEngine.retrieve
+    def late(run: Callable[..., Any]) -> Callable[..., Any]:
+        def run_late(*arguments: Any) -> Any:
+            time.sleep(0.05)
+            return run(*arguments)
 
-    def late(*arguments: Any) -> Candidates:
-        time.sleep(0.05)
-        return retrieve(*arguments)
+        return run_late
 
-    monkeypatch.setattr(RetrievalEngine, "retrieve", late)
+    monkeypatch.setattr(RetrievalEngine, "retrieve", late(RetrievalEngine.retrieve))
+    monkeypatch.setattr(RankingEngine, "rank", late(RankingEngine.rank))
     answer = ask(client, budget_ms=20)
     assert stages(answer)[-2:] == ["retrieve", "rank"], "on a busy machine hydrate may be late as well"
     assert len(answer["items"]) == 10

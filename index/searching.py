@@ -1,0 +1,211 @@
+"""The searching side of an index: filters into masks, a plan for the queries of a call, kernels over the rows.
+
+It sees one moment of the state and changes nothing.
+"""
+
+# B = queries, N = rows, D = dimensions, G = distinct masks of one call, K = results, W = mask words
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import get_args
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from index.bits import Words, count_bits
+from index.calibrate import calibrate
+from index.checks import check_k, check_keys, check_queries
+from index.code_rows import CodeRows
+from index.exclusions import check_excludes, clear_rows, count_admitted, drop_rows, split_rows
+from index.hits import Hits
+from index.machine import CostsFrom, describe_machine
+from index.planner import Costs, Step, plan
+from index.state import State, View
+from index.tree import Filter
+from kernels.batched_topk import batched_topk, has_batches
+from kernels.column_topk import column_topk
+from kernels.filtered_topk import Backend, Strategy, TopK, filtered_topk, has_numba
+
+
+class Searcher:
+    """The calls of `LiveIndex` that search."""
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+        self.backend: Backend = state.config.backend
+        if state.config.backend == "auto":
+            self.backend = "cpu" if has_numba() else "reference"
+        self.costs = Costs()  # what the planner weighs; `warm_up` measures them
+        self.costs_from: CostsFrom = "default"
+
+    def search(
+        self,
+        query: ArrayLike,
+        k: int,
+        filter: Filter | None,
+        exclude: ArrayLike | None,
+        filters: Sequence[Filter | None] | None,
+        excludes: Sequence[ArrayLike | None] | None,
+    ) -> Hits:
+        query_BD = check_queries(query, self._state.config.dim)
+        check_k(k)
+        num_queries = query_BD.shape[0]
+        if filters is not None and (filter is not None or len(filters) != num_queries):
+            raise ValueError(f"{len(filters)} filters for {num_queries} queries: expected one each, and no `filter`")
+        each_B = [filter] * num_queries if filters is None else list(filters)
+        shared_M = check_keys([] if exclude is None else exclude)
+        own_BM = check_excludes([None] * num_queries if excludes is None else excludes, num_queries)
+        with self._state.reading(np.concatenate([shared_M, *own_BM])) as view:
+            shared_rows = view.row_M[: shared_M.size]
+            excluded_B = split_rows(view.row_M[shared_M.size :], [own_M.size for own_M in own_BM])
+            wanted_B = [(tree, own.cleared.tobytes()) for tree, own in zip(each_B, excluded_B, strict=True)]
+            group_of = {wanted: group for group, wanted in enumerate(dict.fromkeys(wanted_B))}
+            group_B = np.array([group_of[wanted] for wanted in wanted_B], np.int64)
+            admitted = {tree: self._admit(view, tree, shared_rows) for tree in dict.fromkeys(each_B)}
+            masks = [clear_rows(admitted[tree], np.frombuffer(cleared, np.int64)) for tree, cleared in group_of]
+            matched_G = [count_bits(mask_W) for mask_W in masks]
+            surplus_B = [
+                count_admitted(masks[group], own.dropped) for group, own in zip(group_B, excluded_B, strict=True)
+            ]
+            if self.backend == "reference":
+                steps = [Step("gather", tuple(b for b in range(num_queries) if matched_G[group_B[b]]))]
+            else:
+                num_rows = view.num_words * 64
+                steps = plan(
+                    matched_G,
+                    group_B.tolist(),
+                    num_rows,
+                    k + max(surplus_B, default=0),
+                    self.costs,
+                    batches=num_queries > 1 and has_batches(self._state.config.dim),
+                )
+            found: dict[int, TopK] = {}
+            for step in steps:
+                surplus = max((surplus_B[query] for query in step.queries), default=0)
+                for query, best in self._run(step, query_BD, view, masks, group_B, k + surplus).items():
+                    found[query] = drop_rows(best, excluded_B[query].dropped, k)
+            ran = "+".join(sorted({step.strategy for step in steps if step.queries})) or "empty"
+            matched_B = tuple(
+                matched_G[group] - surplus for group, surplus in zip(group_B.tolist(), surplus_B, strict=True)
+            )
+            shared = filters is None and excludes is None
+            return _collect(found, view, num_queries, k, matched_B, ran, shared=shared)
+
+    def _run(
+        self,
+        step: Step,
+        query_BD: NDArray[np.float32],
+        view: View,
+        masks: list[Words],
+        group_B: NDArray[np.int64],
+        k: int,
+    ) -> dict[int, TopK]:
+        """The best rows of a step's queries, by query."""
+        num_rows, arrays = view.num_words * 64, view.arrays
+        codes = arrays.code_rows.first(num_rows)
+        vector_ND, key_N, threads = arrays.vector_ND[:num_rows], arrays.key_N[:num_rows], self._state.config.num_threads
+        queries = list(step.queries)
+        if step.strategy == "batch":
+            used_G, place_B = np.unique(group_B[queries], return_inverse=True)
+            mask_GW = np.stack([masks[group] for group in used_G])
+            best = batched_topk(
+                query_BD[queries],
+                vector_ND,
+                codes,
+                key_N,
+                mask_GW,
+                place_B.astype(np.int64),
+                k,
+                backend=self.backend,
+                num_threads=threads,
+            )
+            return dict(zip(queries, best, strict=True))
+        return {
+            query: filtered_topk(
+                query_BD[query],
+                vector_ND,
+                codes,
+                key_N,
+                masks[group_B[query]],
+                k,
+                strategy=step.strategy,
+                backend=self.backend,
+                num_threads=threads,
+            )
+            for query in queries
+        }
+
+    def search_signal(self, name: str, k: int, filter: Filter | None, exclude: ArrayLike | None) -> Hits:
+        if name not in self._state.config.signals:
+            raise ValueError(f"signal {name!r}: the index has {list(self._state.config.signals)}")
+        check_k(k)
+        with self._state.reading(exclude) as view:
+            mask_W = self._admit(view, filter, view.row_M)
+            num_rows = view.num_words * 64
+            column = view.arrays.signal_SN[self._state.config.signals.index(name), :num_rows]
+            best = column_topk(column, view.arrays.key_N[:num_rows], mask_W, k, backend=self.backend)
+            num_matched = count_bits(mask_W)
+            return _collect({0: best}, view, 1, k, (num_matched,), "column" if num_matched else "empty", shared=True)
+
+    def count(self, filter: Filter | None) -> int:
+        with self._state.reading(None) as view:
+            return count_bits(self._admit(view, filter, view.row_M))
+
+    def warm_up(self) -> None:
+        vector_ND, key_N = np.zeros((64, self._state.config.dim), np.float32), np.arange(64)
+        codes = CodeRows.reserve(64, 64, vector_ND[0]).codes
+        mask_W = np.ones(1, np.uint64)
+        for strategy in get_args(Strategy):
+            filtered_topk(vector_ND[0], vector_ND, codes, key_N, mask_W, 1, strategy=strategy, backend=self.backend)
+        batched_topk(
+            vector_ND[:2], vector_ND, codes, key_N, mask_W[None], np.zeros(2, np.int64), 1, backend=self.backend
+        )
+        column_topk(np.zeros(64), key_N, mask_W, 1, backend=self.backend)
+        if self.costs_from == "snapshot":
+            return
+        with self._state.reading(None) as view:
+            arrays = view.arrays
+            self.costs = calibrate(
+                arrays.vector_ND, arrays.codes, arrays.key_N, view.live_W, self.backend, self._state.config.num_threads
+            )
+            self.costs_from = "default" if self.costs == Costs() else "measured"
+
+    def describe_machine(self) -> dict[str, object]:
+        return describe_machine(self._state.config.dim, self.backend, self._state.config.num_threads)
+
+    def _admit(self, view: View, filter: Filter | None, row_M: NDArray[np.int64]) -> Words:
+        """Live, admitted by the filter, and not one of the rows (-1: no row)."""
+        mask_W = view.live_W
+        if filter is not None:
+            mask_W = mask_W & view.arrays.columns.evaluate(filter, view.num_words)
+        return clear_rows(mask_W, row_M)
+
+
+def _collect(
+    found: Mapping[int, TopK],
+    view: View,
+    num_queries: int,
+    k: int,
+    matched_B: tuple[int, ...],
+    strategy: str,
+    *,
+    shared: bool,
+) -> Hits:
+    """shared: whether the queries had one filter, so that they matched the same items."""
+    keys = np.full((num_queries, k), -1, np.int64)
+    scores = np.full((num_queries, k), -np.inf, np.float32)
+    with np.errstate(over="ignore"):
+        for query, best in found.items():
+            keys[query, : best.row_K.size] = view.arrays.key_N[best.row_K]
+            scores[query, : best.row_K.size] = best.score_K
+    return Hits(
+        keys=keys,
+        scores=scores,
+        exact=True,
+        num_matched=max(matched_B, default=0) if shared else sum(matched_B),
+        num_scanned=sum(best.num_scanned for best in found.values()),
+        num_rescored=sum(best.num_rescored for best in found.values()),
+        strategy=strategy,
+        matched_per_query=() if shared else matched_B,
+    )
