@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from index.bits import list_bits
+from index.boosts import Boost
 from index.config import IndexConfig
 from index.hits import Hits
 from index.machine import CostsFrom, find_costs, keep_costs
@@ -32,7 +33,7 @@ from index.upkeep import Background, Upkeep
 from index.writing import Writer
 from kernels.filtered_topk import Backend
 
-__all__ = ["Hits", "IndexConfig", "LiveIndex", "SnapshotError", "SnapshotInfo"]
+__all__ = ["Boost", "Hits", "IndexConfig", "LiveIndex", "SnapshotError", "SnapshotInfo"]
 
 
 class LiveIndex:
@@ -155,18 +156,20 @@ class LiveIndex:
         *,
         filters: Sequence[Filter | None] | None = None,
         excludes: Sequence[ArrayLike | None] | None = None,
+        boosts: Sequence[Boost] = (),
     ) -> Hits:
         """The k items of largest inner product with each query, among those the filter admits.
 
         query: float32[D] or [B,D], finite (other float types are rounded to float32).  exclude: int64 keys that
         must not be answered.  filters, excludes: one per query; filters in place of `filter`, excludes beside
-        `exclude`.  Scores are the exact inner products rounded to float64; order: score descending, key ascending.
+        `exclude`.  boosts: weights on top of the inner products, the same for all queries.  Scores are the exact
+        inner products rounded to float64, weights added to that; order: score descending, key ascending.
         All queries of a call see one moment of the index, and each has the hits of a search of its own.
 
         Raises ValueError for a shape that does not fit, nan or inf, k < 1, k > MAX_RESULTS, filters or excludes
         that are not one per query, or filters beside `filter`.
         """
-        return self._searcher.search(query, k, filter, exclude, filters, excludes)
+        return self._searcher.search(query, k, filter, exclude, filters, excludes, boosts)
 
     def search_signal(self, name: str, k: int, filter: Filter | None = None, exclude: ArrayLike | None = None) -> Hits:
         """The k items with the largest value of a signal, ties to the lower key; items at 0 take part.
@@ -185,10 +188,12 @@ class LiveIndex:
             return np.sort(view.arrays.key_N[list_bits(view.live_W)])
 
     def vectors(self, keys: ArrayLike) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-        """float32[M,D] and bool[M]: the vectors of the keys, zeros where a key is not there."""
+        """float32[M,D] and bool[M]: the vectors of the keys, zeros where a key is not there.
+
+        Without stored vectors they are what the codes stand for."""
         with self._state.reading(keys) as view:
             found = view.row_M >= 0
-            vector_MD = view.arrays.vector_ND[np.maximum(view.row_M, 0)]
+            vector_MD = view.arrays.vectors(np.maximum(view.row_M, 0))
             vector_MD[~found] = 0.0
             return vector_MD, found
 

@@ -44,12 +44,12 @@ class RowArrays:
         """Take new memory for everything but the columns."""
         rows, config = max(MIN_ROOM_ROWS, ROOM_SHARE * self.capacity), self.config
         self.room = {
-            "vector": Reserved((rows, config.dim), np.dtype(np.float32)),
+            "vector": Reserved((rows if config.store_vectors else 0, config.dim), np.dtype(np.float32)),
             "key": Reserved((rows,), np.dtype(np.int64)),
             "live": Reserved((rows // 64,), np.dtype(np.uint64)),
             "signal": Reserved((len(config.signals), rows), np.dtype(np.float64)),
         }
-        self.code_rows = CodeRows.reserve(rows, self.capacity, mean_D)
+        self.code_rows = CodeRows.reserve(config, rows, self.capacity, mean_D)
         self._show()
 
     def _show(self) -> None:
@@ -72,13 +72,19 @@ class RowArrays:
         return int(self.room["key"].array.shape[0])
 
     def write_vectors(self, rows: NDArray[np.int64], vector_MD: NDArray[np.float32]) -> None:
-        """Store vectors and their codes."""
-        self.vector_ND[rows] = vector_MD
+        """Store vectors, where they are stored, and their codes."""
+        if self.config.store_vectors:
+            self.vector_ND[rows] = vector_MD
         self.code_rows.write(rows, vector_MD)
+
+    def vectors(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """float32[M,D], a copy; what the codes stand for where vectors are not stored."""
+        return self.vector_ND[rows] if self.config.store_vectors else self.code_rows.decode(rows)
 
     def move(self, rows: NDArray[np.int64], to: NDArray[np.int64]) -> None:
         """Write what `rows` hold at other rows, which no reader can see."""
-        self.vector_ND[to] = self.vector_ND[rows]
+        if self.config.store_vectors:
+            self.vector_ND[to] = self.vector_ND[rows]
         self.key_N[to] = self.key_N[rows]
         self.signal_SN[:, to] = self.signal_SN[:, rows]
         self.code_rows.move(rows, to)
@@ -114,12 +120,12 @@ class RowArrays:
         live = list_bits(self.live_W)
         total_D = np.zeros(self.config.dim, np.float64)
         for first in range(0, live.size, BLOCK_ROWS):
-            total_D += self.vector_ND[live[first : first + BLOCK_ROWS]].sum(axis=0, dtype=np.float64)
+            total_D += self.vectors(live[first : first + BLOCK_ROWS]).sum(axis=0, dtype=np.float64)
         return self._begin_codes((total_D / max(1, live.size)).astype(np.float32))
 
     def _begin_codes(self, mean_D: NDArray[np.float32]) -> RowArrays:
         centred = copy.copy(self)
-        centred.code_rows = CodeRows.reserve(self.room_rows, self.capacity, mean_D)
+        centred.code_rows = CodeRows.reserve(self.config, self.room_rows, self.capacity, mean_D)
         centred.has_mean = True
         centred.populated_rows = 0
         return centred
@@ -129,11 +135,12 @@ class RowArrays:
         for first in range(0, rows.size, BLOCK_ROWS):
             block = rows[first : first + BLOCK_ROWS]
             if self.room is not source.room:
-                self.vector_ND[block] = source.vector_ND[block]
+                if self.config.store_vectors:
+                    self.vector_ND[block] = source.vector_ND[block]
                 self.key_N[block] = source.key_N[block]
                 self.signal_SN[:, block] = source.signal_SN[:, block]
             if self.code_rows.mean_D is not source.code_rows.mean_D:
-                self.code_rows.write(block, source.vector_ND[block])
+                self.code_rows.write(block, source.vectors(block))
             elif self.code_rows.room is not source.code_rows.room:
                 self.code_rows.copy_rows(source.code_rows, block)
             if self.columns is not source.columns:

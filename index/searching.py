@@ -14,13 +14,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from index.bits import Words, count_bits
+from index.boosts import Boost, add_weights, merge
 from index.calibrate import calibrate
 from index.checks import check_k, check_keys, check_queries
 from index.code_rows import CodeRows
-from index.exclusions import check_excludes, clear_rows, count_admitted, drop_rows, split_rows
+from index.exclusions import NO_ROWS, check_excludes, clear_rows, count_admitted, drop_rows, split_rows
 from index.hits import Hits
 from index.machine import CostsFrom, describe_machine
-from index.planner import Costs, Step, plan
+from index.planner import Costs, Step, choose_strategy, plan
 from index.state import State, View
 from index.tree import Filter
 from kernels.batched_topk import batched_topk, has_batches
@@ -47,6 +48,7 @@ class Searcher:
         exclude: ArrayLike | None,
         filters: Sequence[Filter | None] | None,
         excludes: Sequence[ArrayLike | None] | None,
+        boosts: Sequence[Boost] = (),
     ) -> Hits:
         query_BD = check_queries(query, self._state.config.dim)
         check_k(k)
@@ -68,12 +70,16 @@ class Searcher:
             surplus_B = [
                 count_admitted(masks[group], own.dropped) for group, own in zip(group_B, excluded_B, strict=True)
             ]
+            boosted = [(self._admit(view, each.filter, NO_ROWS), each.weight) for each in boosts]
+            any_W = np.bitwise_or.reduce([words for words, _ in boosted]) if boosted else None
+            plain = masks if any_W is None else [mask_W & ~any_W for mask_W in masks]
+            plain_G = matched_G if any_W is None else [count_bits(mask_W) for mask_W in plain]
             if self.backend == "reference":
-                steps = [Step("gather", tuple(b for b in range(num_queries) if matched_G[group_B[b]]))]
+                steps = [Step("gather", tuple(b for b in range(num_queries) if plain_G[group_B[b]]))]
             else:
                 num_rows = view.num_words * 64
                 steps = plan(
-                    matched_G,
+                    plain_G,
                     group_B.tolist(),
                     num_rows,
                     k + max(surplus_B, default=0),
@@ -83,14 +89,20 @@ class Searcher:
             found: dict[int, TopK] = {}
             for step in steps:
                 surplus = max((surplus_B[query] for query in step.queries), default=0)
-                for query, best in self._run(step, query_BD, view, masks, group_B, k + surplus).items():
-                    found[query] = drop_rows(best, excluded_B[query].dropped, k)
+                found.update(self._run(step, query_BD, view, plain, group_B, k + surplus))
+            if any_W is not None:
+                for query, query_D in enumerate(query_BD):
+                    mask_W = masks[group_B[query]] & any_W
+                    best = self._run_boosted(query_D, view, mask_W, boosted, k + surplus_B[query])
+                    found[query] = merge(found.get(query), best, view.arrays.key_N, k + surplus_B[query])
+            found = {query: drop_rows(best, excluded_B[query].dropped, k) for query, best in found.items()}
             ran = "+".join(sorted({step.strategy for step in steps if step.queries})) or "empty"
             matched_B = tuple(
                 matched_G[group] - surplus for group, surplus in zip(group_B.tolist(), surplus_B, strict=True)
             )
             shared = filters is None and excludes is None
-            return _collect(found, view, num_queries, k, matched_B, ran, shared=shared)
+            exact = self._state.config.store_vectors
+            return _collect(found, view, num_queries, k, matched_B, ran, shared=shared, exact=exact)
 
     def _run(
         self,
@@ -136,6 +148,25 @@ class Searcher:
             for query in queries
         }
 
+    def _run_boosted(
+        self, query_D: NDArray[np.float32], view: View, mask_W: Words, boosted: list[tuple[Words, float]], k: int
+    ) -> TopK:
+        """The best of the boosted rows of one query."""
+        num_rows, arrays = view.num_words * 64, view.arrays
+        strategy = choose_strategy(count_bits(mask_W), num_rows, k, self.costs)
+        return filtered_topk(
+            query_D,
+            arrays.vector_ND[:num_rows],
+            arrays.code_rows.first(num_rows),
+            arrays.key_N[:num_rows],
+            mask_W,
+            k,
+            strategy="gather" if strategy == "gather" else "compact",
+            backend=self.backend,
+            num_threads=self._state.config.num_threads,
+            bonus_M=add_weights(mask_W, boosted),
+        )
+
     def search_signal(self, name: str, k: int, filter: Filter | None, exclude: ArrayLike | None) -> Hits:
         if name not in self._state.config.signals:
             raise ValueError(f"signal {name!r}: the index has {list(self._state.config.signals)}")
@@ -146,7 +177,9 @@ class Searcher:
             column = view.arrays.signal_SN[self._state.config.signals.index(name), :num_rows]
             best = column_topk(column, view.arrays.key_N[:num_rows], mask_W, k, backend=self.backend)
             num_matched = count_bits(mask_W)
-            return _collect({0: best}, view, 1, k, (num_matched,), "column" if num_matched else "empty", shared=True)
+            return _collect(
+                {0: best}, view, 1, k, (num_matched,), "column" if num_matched else "empty", shared=True, exact=True
+            )
 
     def count(self, filter: Filter | None) -> int:
         with self._state.reading(None) as view:
@@ -154,13 +187,13 @@ class Searcher:
 
     def warm_up(self) -> None:
         vector_ND, key_N = np.zeros((64, self._state.config.dim), np.float32), np.arange(64)
-        codes = CodeRows.reserve(64, 64, vector_ND[0]).codes
-        mask_W = np.ones(1, np.uint64)
+        codes = CodeRows.reserve(self._state.config, 64, 64, vector_ND[0]).codes
+        if not self._state.config.store_vectors:
+            vector_ND = vector_ND[:0]
+        mask_W, query_BD = np.ones(1, np.uint64), np.zeros((2, self._state.config.dim), np.float32)
         for strategy in get_args(Strategy):
-            filtered_topk(vector_ND[0], vector_ND, codes, key_N, mask_W, 1, strategy=strategy, backend=self.backend)
-        batched_topk(
-            vector_ND[:2], vector_ND, codes, key_N, mask_W[None], np.zeros(2, np.int64), 1, backend=self.backend
-        )
+            filtered_topk(query_BD[0], vector_ND, codes, key_N, mask_W, 1, strategy=strategy, backend=self.backend)
+        batched_topk(query_BD, vector_ND, codes, key_N, mask_W[None], np.zeros(2, np.int64), 1, backend=self.backend)
         column_topk(np.zeros(64), key_N, mask_W, 1, backend=self.backend)
         if self.costs_from == "snapshot":
             return
@@ -191,6 +224,7 @@ def _collect(
     strategy: str,
     *,
     shared: bool,
+    exact: bool,
 ) -> Hits:
     """shared: whether the queries had one filter, so that they matched the same items."""
     keys = np.full((num_queries, k), -1, np.int64)
@@ -202,7 +236,7 @@ def _collect(
     return Hits(
         keys=keys,
         scores=scores,
-        exact=True,
+        exact=exact,
         num_matched=max(matched_B, default=0) if shared else sum(matched_B),
         num_scanned=sum(best.num_scanned for best in found.values()),
         num_rescored=sum(best.num_rescored for best in found.values()),

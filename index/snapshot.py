@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index.attributes import AttributeSchema
-from index.config import IndexConfig
+from index.config import CodeKind, IndexConfig
 from index.memory import FILE_HEADER_BYTES, Reserved
 from index.rows import RowArrays
 from kernels.codes import Codes
@@ -107,6 +107,8 @@ def write_snapshot(
             "keep_snapshots": arrays.config.keep_snapshots,
             "has_mean": arrays.has_mean,
             "codes_version": CODES_VERSION,
+            "codes": arrays.config.codes,
+            "store_vectors": arrays.config.store_vectors,
             "offsets": dict(offsets),
             "costs": None if costs is None else dict(costs),
             "metadata": json.loads(text),
@@ -182,9 +184,10 @@ def _list_arrays(
         return array.dtype, array.shape, [array]
 
     vector_ND = arrays.vector_ND
-    blocks = (vector_ND[rows[first : first + _BLOCK_ROWS]] for first in range(0, rows.size, _BLOCK_ROWS))
     yield "keys.npy", whole(arrays.key_N[rows])
-    yield "vectors.npy", (vector_ND.dtype, (rows.size, vector_ND.shape[1]), blocks)
+    if arrays.config.store_vectors:
+        blocks = (vector_ND[rows[first : first + _BLOCK_ROWS]] for first in range(0, rows.size, _BLOCK_ROWS))
+        yield "vectors.npy", (vector_ND.dtype, (rows.size, vector_ND.shape[1]), blocks)
     yield "mean.npy", whole(arrays.codes.mean_D)
     for name, array in _code_arrays(arrays).items():
         parts = (array[rows[first : first + _BLOCK_ROWS]] for first in range(0, rows.size, _BLOCK_ROWS))
@@ -301,6 +304,8 @@ def _load(path: Path, manifest: dict[str, object], backend: Backend, num_threads
         schema=schema,
         signals=tuple(_field(manifest, "signals", list)),
         capacity=max(1, num_items + num_items // 8),
+        codes=cast(CodeKind, manifest.get("codes", "int8")),
+        store_vectors=bool(manifest.get("store_vectors", True)),
         keep_snapshots=_field(manifest, "keep_snapshots", int),
         backend=backend,
         num_threads=num_threads,
@@ -321,7 +326,7 @@ def _read_rows_of(
     codes = _code_arrays(arrays) if manifest.get("codes_version") == CODES_VERSION else {}
     targets: dict[str, tuple[NDArray[np.generic], Reserved | None]] = {
         "keys.npy": (arrays.key_N[:num_items], None),
-        "vectors.npy": (arrays.vector_ND[:num_items], arrays.room["vector"]),
+        **({"vectors.npy": (arrays.vector_ND[:num_items], arrays.room["vector"])} if config.store_vectors else {}),
         **{name: (array[:num_items], None) for name, array in codes.items()},
     }
     rest = {}
@@ -331,9 +336,12 @@ def _read_rows_of(
             _read_rows(path / name, expected, target, laid)
         elif name != "mean.npy":
             rest[name] = _read_array(path / name, expected)
-    for name in ("keys.npy", "vectors.npy", "signals.npy"):
+    needed = ["keys.npy", "signals.npy", *(["vectors.npy"] if config.store_vectors else codes)]
+    for name in needed:
         if name not in files:
             raise ValueError(f"the manifest names no {name}")
+    if not config.store_vectors and not codes:
+        raise ValueError(f"codes of version {manifest.get('codes_version')!r} and no vectors to make others from")
     signal_MS = rest["signals.npy"]
     if signal_MS.shape != (num_items, len(config.signals)) or signal_MS.dtype != np.float64:
         raise ValueError(f"signals.npy holds {signal_MS.dtype}{list(signal_MS.shape)}")

@@ -57,8 +57,8 @@ def filtered_topk(
     found = [scan.part(edges[0], edges[1]), *(future.result() for future in futures)]
     row_C, upper_C, threshold = merge_candidates(found, k)
     bonus_C = bonus_M[np.searchsorted(row_M, row_C)] if bonus_M.size and row_M is not None else bonus_M
-    if codes.is_fine:
-        tighten(codes, scorer.code, bounds, row_C, bonus_C, upper_C)
+    if codes.is_fine and row_M is None:
+        tighten(codes, scorer.code, bounds, row_C, upper_C)
     kept = np.flatnonzero(upper_C >= threshold)
     kept = kept[np.argsort(-upper_C[kept])]
     return scorer.best(row_C[kept], upper_C[kept], bonus_C[kept] if bonus_C.size else bonus_C, k, num_matched)
@@ -122,11 +122,12 @@ class _Scan(NamedTuple):
         row_C, upper_C = np.empty(room, np.int64), np.empty(room, np.float64)
         count = 0
         while True:
-            how = (first, last, self.query, self.bounds, heap_K, middle_K, self.floor_1, row_C, upper_C, count)
+            how = (first, last, self.query, self.bounds, heap_K)
+            kept = (self.floor_1, row_C, upper_C, count)
             if self.row_M is None:
-                first, count = scan_words(self.codes, self.mask_W, *how)
+                first, count = scan_words(self.codes, self.mask_W, *how, middle_K, *kept)
             else:
-                first, count = scan_rows(self.codes, self.row_M, self.bonus_M, *how)
+                first, count = scan_rows(self.codes, self.row_M, self.bonus_M, *how, *kept)
             if first >= last:
                 return row_C[:count], upper_C[:count], heap_K
             row_C = np.concatenate([row_C, np.empty_like(row_C)])

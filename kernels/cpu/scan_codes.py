@@ -5,7 +5,7 @@
 Each admitted row's upper nibbles are read once; where the bound that they give reaches the threshold, the row is kept.
 The threshold is the least of k lower bounds. To raise it fast without reading lower nibbles in vain, they are read at
 once only for rows that are among the k best so far by the middle of their upper nibbles' bounds. `tighten` reads those
-of the candidates that are left.
+of the candidates that are left. (Where rows are listed, whole codes are read.)
 
 Two ways through the rows: `scan_words` streams over the mask, sixty-four rows at once where some of a word are
 set, because a few dot products in vain cost less than mispredicting which are wanted. `scan_rows` follows a
@@ -225,7 +225,6 @@ def scan_rows(
     query: QueryCode,
     bounds: Bounds,
     heap_K: NDArray[np.float64],
-    middle_K: NDArray[np.float64],
     floor_1: NDArray[np.float64],
     row_C: NDArray[np.int64],
     upper_C: NDArray[np.float64],
@@ -233,14 +232,14 @@ def scan_rows(
 ) -> tuple[int, int]:
     """As `scan_words`, over places first..last of a list of rows; returns (next place, candidates kept).
 
+    Reads whole codes at once: rows far apart cost the wait for their memory, for which both planes are asked together.
     bonus_M: added to the rows' scores; of no rows where nothing is.
     """
     scale_N, upper_share_N, share_N = codes.scale_N, codes.upper_share_N, codes.share_N
     upper_at, lower_at, width = codes.upper_NP.ctypes.data, codes.lower_NP.ctypes.data, codes.upper_NP.shape[1]
     high_at, low_at, length = query.high_2L.ctypes.data, query.low_2L.ctypes.data, query.high_2L.shape[1]
-    scale_at, share_at = scale_N.ctypes.data, upper_share_N.ctypes.data
-    steps = (high_at, low_at, length, width if codes.lower_NP.shape[0] > 0 else 0, query.sum_steps)
-    threshold = max(heap_K[0], floor_1[0])
+    fine = codes.lower_NP.shape[0] > 0
+    scale_at, share_at = scale_N.ctypes.data, share_N.ctypes.data if fine else upper_share_N.ctypes.data
     for index in range(first, last):
         if index + AHEAD < last:
             row = row_M[index + AHEAD]
@@ -248,35 +247,33 @@ def scan_rows(
             prefetch(share_at + row)
             for byte in range(0, width, LINE_BYTES):
                 prefetch(upper_at + row * width + byte)
+                if fine:
+                    prefetch(lower_at + row * width + byte)
         if count == row_C.shape[0]:
-            count = compact_candidates(row_C, upper_C, count, threshold)
+            count = compact_candidates(row_C, upper_C, count, max(heap_K[0], floor_1[0]))
             if 2 * count > row_C.shape[0]:
                 return index, count
         row = row_M[index]
         bonus = bonus_M[index] if bonus_M.shape[0] > 0 else 0.0
-        slack = abs(bonus) * 2.0**-51
         product = dot_row(upper_at + row * width, high_at, low_at, length, width)
-        middle = _middle(bounds, scale_N[row], product)
-        upper = middle + _half_width(bounds, scale_N[row], upper_share_N[row]) + bonus + slack
-        if upper < threshold:
-            continue
-        row_C[count] = row
-        upper_C[count] = upper
-        count += 1
-        if middle + bonus > middle_K[0]:
-            replace_least(middle_K, middle + bonus)
-            lower = (
-                _lower_bound(
-                    bounds, scale_N[row], share_N[row], upper_share_N[row], product, lower_at + row * width, steps
-                )
-                + bonus
-                - slack
-            )
+        if fine:
+            rest = np.int64(dot_row(lower_at + row * width, high_at, low_at, length, width))
+            steps = bounds.scale * np.float64(16 * np.int64(product) + rest - 128 * query.sum_steps)
+            middle: float = bounds.base + np.float64(scale_N[row]) * steps
+            off: float = np.float64(scale_N[row]) * (bounds.error + bounds.norm * np.float64(share_N[row])) + bounds.slack
+        else:
+            middle = _middle(bounds, scale_N[row], product)
+            off = _half_width(bounds, scale_N[row], upper_share_N[row])
+        slack = abs(bonus) * 2.0**-51
+        lower, upper = middle - off + bonus - slack, middle + off + bonus + slack
+        if upper >= max(heap_K[0], floor_1[0]):
+            row_C[count] = row
+            upper_C[count] = upper
+            count += 1
             if lower > heap_K[0]:
                 replace_least(heap_K, lower)
-                threshold = max(threshold, heap_K[0])
-            threshold = max(threshold, floor_1[0])
-            floor_1[0] = threshold
+    if heap_K[0] > floor_1[0]:
+        floor_1[0] = heap_K[0]
     return last, count
 
 
@@ -286,7 +283,6 @@ def tighten(
     query: QueryCode,
     bounds: Bounds,
     row_C: NDArray[np.int64],
-    bonus_C: NDArray[np.float64],
     upper_C: NDArray[np.float64],
 ) -> None:
     """Replace the candidates' upper bounds by those of their whole codes. There must be lower nibbles."""
@@ -305,5 +301,3 @@ def tighten(
         middle = bounds.scale * np.float64(16 * high + low - 128 * query.sum_steps)
         off = bounds.error + bounds.norm * np.float64(share_N[row])
         upper_C[index] = bounds.base + np.float64(scale_N[row]) * (middle + off) + bounds.slack
-        if bonus_C.shape[0] > 0:
-            upper_C[index] += bonus_C[index] + abs(bonus_C[index]) * 2.0**-51

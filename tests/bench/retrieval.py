@@ -7,12 +7,14 @@ each is given more effort until its recall reaches 0.99 or its last setting, and
 built over 100,000 rows in the quick form, for their graphs take minutes to build over all; `--peer-rows N` says
 otherwise.
 
-Figures: scan_vs_bandwidth (our search over the time in which this machine reads as many bytes), exact_vs_faiss_flat,
+Figures: scan_vs_bandwidth (our search over the time in which this machine reads all of the codes), scan_vs_upper (over
+the time for what every search has to read of them: upper nibbles, scales, a byte of error bound), exact_vs_faiss_flat,
 exact_vs_faiss_sq8, batch64_vs_faiss_flat, filtered_vs_faiss_flat_*, recall_exact (the worst over all of our answers
 that were checked, adversarial catalogues included), update_slowdown (p99 of searches with 5,000 writes/s over the p99
 without), visible_p99_ms, bytes_per_item_ratio (resident bytes per item over those of its vector, code, scale, error
 bound, key and attribute), open_seconds_1m (a new process: from opening a snapshot to the first answer),
-open_seconds_1m_cold (the same with the snapshot's files dropped from the page cache before).
+open_seconds_1m_cold (the same with the snapshot's files dropped from the page cache before), alone_10m_gb (resident
+memory of a process that serves 10,000,000 x 64 from codes alone), alone_10m_ms, alone_10m_recall (against float32).
 """
 
 from __future__ import annotations
@@ -51,6 +53,7 @@ SCHEMA = AttributeSchema((Attribute("bucket", "int"),))
 SELECTIVITIES = {"50pct": 500, "10pct": 100, "1pct": 10, "0.1pct": 1}  # buckets of 1000
 WRITES_PER_S = 5_000
 MATCHED_RECALL = 0.99
+ALONE_ROWS, ALONE_DIM, ALONE_BLOCK = 10_000_000, 64, 500_000
 
 Search = Callable[[int], object]
 
@@ -72,6 +75,7 @@ class Bench:
         before = resident_bytes()
         started = time.perf_counter()
         self.index = fill(self.vector_ND, self.bucket_N, threads)
+        self.index.maintain()
         self.record.add("build: ours", time.perf_counter() - started, "s", f"{num_rows} rows")
         self.record_memory(resident_bytes() - before)
         self.index.search(self.query_BD[0], K)
@@ -82,7 +86,7 @@ class Bench:
 
     def record_memory(self, grown_bytes: int) -> None:
         num_rows = len(self.vector_ND)
-        needed = 4 * DIM + (DIM + 4 + 4) + 8 + 8  # vector, code + scale + error bound, key, attribute
+        needed = 4 * DIM + (DIM + 4 + 2) + 8 + 8  # vector, code + scale + error bounds, key, attribute
         self.record.add("memory: needed per item", needed, "bytes")
         self.record.add("memory: resident per item", grown_bytes / num_rows, "bytes")
         self.record.figures["bytes_per_item_ratio"] = grown_bytes / num_rows / needed
@@ -123,10 +127,12 @@ class Bench:
         self.record.add(
             "one query: ours over faiss flat, split", medians["ours"] / medians["faiss flat, split over threads"], ""
         )
-        num_bytes = len(self.vector_ND) * (DIM + 8) + len(self.vector_ND) // 8
+        num_rows = len(self.vector_ND)
+        num_bytes, upper_bytes = num_rows * (DIM + 6) + num_rows // 8, num_rows * (DIM // 2 + 5) + num_rows // 8
         per_s = read_bandwidth(self.threads)
         self.record.add("memory read bandwidth", per_s / 1e9, "GB/s", f"{self.threads} threads, best of 20")
         figures["scan_vs_bandwidth"] = medians["ours"] / 1000.0 / (num_bytes / per_s)
+        figures["scan_vs_upper"] = medians["ours"] / 1000.0 / (upper_bytes / per_s)
 
     def check(self, number: int, keys: NDArray[np.int64], bounds: Bounds = None) -> None:
         """Note the answer, to be compared when the clocks have stopped."""
@@ -215,6 +221,17 @@ class Bench:
             self.record.figures["open_seconds_1m_cold"] = float(done.stdout)
             note = f"{num_left} of {info.size_bytes} bytes still in the page cache"
             self.record.add("snapshot: open to first answer, cold", float(done.stdout), "s", note)
+
+    def alone(self) -> None:
+        """Codes without vectors, in a process of their own."""
+        arguments = [sys.executable, "-m", "tests.bench.retrieval", "--alone", str(ALONE_ROWS)]
+        done = subprocess.run(arguments, stdout=subprocess.PIPE, text=True, check=True)
+        gigabytes, milliseconds, found = (float(each) for each in done.stdout.split())
+        figures, note = self.record.figures, f"{ALONE_ROWS} x {ALONE_DIM}, int8 codes alone"
+        self.record.add("codes alone: resident", gigabytes, "GB", note)
+        self.record.add("codes alone: one query", milliseconds, "ms", note)
+        self.record.add("codes alone: recall", found, "share", note)
+        figures |= {"alone_10m_gb": gigabytes, "alone_10m_ms": milliseconds, "alone_10m_recall": found}
 
     def peers(self, num_rows: int) -> None:
         vector_ND, bucket_N = self.vector_ND[:num_rows], self.bucket_N[:num_rows]
@@ -364,6 +381,36 @@ def open_and_answer(folder: Path) -> float:
     return time.perf_counter() - started
 
 
+def serve_alone(num_rows: int) -> tuple[float, float, float]:
+    """Resident gigabytes, median milliseconds of a search, and its recall, of an index that holds no vectors."""
+    rng, num_queries = np.random.default_rng(7), 20
+    index = LiveIndex(IndexConfig(dim=ALONE_DIM, schema=SCHEMA, capacity=num_rows, store_vectors=False))
+    score_BK, key_BK = np.full((num_queries, K), -np.inf), np.full((num_queries, K), -1)
+    for first in range(0, num_rows, ALONE_BLOCK):
+        block_ND = clustered(rng, min(ALONE_BLOCK, num_rows - first), ALONE_DIM)
+        if first == 0:
+            query_BD = near(rng, block_ND, num_queries)
+        keys = np.arange(first, first + len(block_ND))
+        for part in np.array_split(keys, 25):
+            buckets = rng.integers(1000, size=part.size).tolist()
+            index.upsert(part, block_ND[part - first], [{"bucket": each} for each in buckets])
+        index.maintain()
+        score_BN = np.concatenate([score_BK, score_all(block_ND, query_BD)], axis=1)
+        best_BK = np.argpartition(score_BN, -K, axis=1)[:, -K:]
+        key_BN = np.concatenate([key_BK, np.broadcast_to(keys, (num_queries, keys.size))], axis=1)
+        score_BK, key_BK = np.take_along_axis(score_BN, best_BK, 1), np.take_along_axis(key_BN, best_BK, 1)
+        print(f"codes alone: {keys[-1] + 1:,} of {num_rows:,} items", file=sys.stderr)
+    del block_ND, score_BN, key_BN
+    index.search(query_BD[0], K)
+    times, found = [], []
+    for query_D, wanted_K in zip(query_BD, key_BK, strict=True):
+        started = time.perf_counter()
+        hits = index.search(query_D, K)
+        times.append((time.perf_counter() - started) * 1000.0)
+        found.append(np.isin(wanted_K, hits.keys[0]).mean())
+    return resident_bytes() / 1e9, float(np.median(times)), float(np.mean(found))
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer samples, peers over 100,000 rows; under 5 minutes")
@@ -371,9 +418,13 @@ def main() -> int:
     parser.add_argument("--rows", type=int, default=1_000_000, help="items in the catalogue")
     parser.add_argument("--peer-rows", type=int, help="items that the other engines are built over")
     parser.add_argument("--open", type=Path, metavar="FOLDER", help=argparse.SUPPRESS)
+    parser.add_argument("--alone", type=int, metavar="ROWS", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.open is not None:
         print(open_and_answer(options.open))
+        return 0
+    if options.alone is not None:
+        print(*serve_alone(options.alone))
         return 0
     # Waiting OpenMP threads of one engine must not spin while another is timed; read when Faiss is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -390,6 +441,7 @@ def main() -> int:
     bench.recall_exact()
     bench.reopen()
     bench.updates(6.0 if options.quick else 60.0)
+    bench.alone()
     bench.peers(min(options.rows, options.peer_rows or (100_000 if options.quick else options.rows)))
     bench.record.write(options.json)
     print("\n".join([bench.record.table(), *bench.skipped]))
