@@ -260,7 +260,9 @@ def scan_rows(
             rest = np.int64(dot_row(lower_at + row * width, high_at, low_at, length, width))
             steps = bounds.scale * np.float64(16 * np.int64(product) + rest - 128 * query.sum_steps)
             middle: float = bounds.base + np.float64(scale_N[row]) * steps
-            off: float = np.float64(scale_N[row]) * (bounds.error + bounds.norm * np.float64(share_N[row])) + bounds.slack
+            off: float = (
+                np.float64(scale_N[row]) * (bounds.error + bounds.norm * np.float64(share_N[row])) + bounds.slack
+            )
         else:
             middle = _middle(bounds, scale_N[row], product)
             off = _half_width(bounds, scale_N[row], upper_share_N[row])
