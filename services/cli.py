@@ -132,10 +132,11 @@ def train(
     ] = 0.01,
     config: Config = None,
 ) -> None:
-    """Train on everything imported and logged so far; publish the models, and make them current.
+    """Train on everything imported and logged so far, and publish the models.
 
-    A new ranker becomes current if it is not worse, by more than the margin, than the current one in a replay of the
-    newest events since that one was trained; neither is trained on those. Exits with 1 if it does not become current.
+    A retrieval model becomes current, and so does a first ranker. Another ranker does if it is not worse, by more than
+    the margin, than the current one in a replay of the newest events since that one was trained; neither is trained
+    on those. Exits with 1 if it does not become current.
     A job that was cut short goes on where it was when it is started again with the same data.
     """
     from services.bars import Bars

@@ -54,7 +54,7 @@ class Query:
     include: frozenset[str] = frozenset()
     recommendation_id: str = field(default_factory=lambda: uuid.uuid4().hex)
     continues: str | None = None
-    """The answer whose draw this one is made with, where the scenario explores."""
+    """The answer whose draw this one is made with, where orders are explored."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

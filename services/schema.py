@@ -77,7 +77,7 @@ class RecommendationRequest(Wire):
     continues: Id | None = Field(
         default=None,
         description="recommendation_id of the first page: a page after it, with the items shown so far in `exclude`. "
-        "Where the scenario explores, it is then made with the same draw",
+        "Where orders are explored, it is then made with the same draw",
     )
     explain: bool = Field(default=False, description="add to every item what its score is made of")
     include: list[Include] = Field(default_factory=lambda: list(DEFAULT_INCLUDE), max_length=3)

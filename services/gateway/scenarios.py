@@ -10,7 +10,7 @@ from services.gateway.documents import IfMatch, read_version
 from services.gateway.gateway import Gateway
 from services.problems import Problem, error_entry, invalid, unknown
 from services.ranking.expression import ExpressionError
-from services.ranking.scenarios import LiveValue, UnknownScenario
+from services.ranking.scenarios import DEFAULT, LiveValue, UnknownScenario
 from services.schema import ScenarioAnswer, ScenarioBody, ScenarioName, ScenariosAnswer
 
 
@@ -47,6 +47,8 @@ def scenarios_router(gateway: Gateway) -> APIRouter:
     @router.delete("/{name}", status_code=204, summary="Delete a scenario; the default becomes the dataset's again")
     async def delete(name: ScenarioName, if_match: IfMatch = None) -> Response:
         if not await gateway.workers.run(scenarios.delete, name, read_version(if_match)):
+            if name == DEFAULT:
+                raise Problem(404, "unknown-scenario", "nothing is stored over the dataset's own value function")
             raise unknown("scenario", name)
         gateway.logger.info("scenario deleted", scenario=name)
         return Response(status_code=204)

@@ -20,7 +20,7 @@ from services.ranking.value import ValueFunction, order_of
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Explore:
-    """How a scenario explores."""
+    """How orders explore: one way for the whole dataset."""
 
     kind: Literal["thompson", "epsilon_greedy"]
     scale: float = 0.3
