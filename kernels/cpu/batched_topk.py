@@ -66,8 +66,8 @@ def _describe_tile(
     unit: float,
     row_T: NDArray[np.int64],
     scale_T: NDArray[np.float32],
-    residual_T: NDArray[np.float32],
-    length_T: NDArray[np.float32],
+    residual_T: NDArray[np.float64],
+    length_T: NDArray[np.float64],
 ) -> None:
     """Scale, and upper bounds of the residual's norm and of scale * ||what the code stands for||, of every row.
 
@@ -82,16 +82,16 @@ def _describe_tile(
         scale = scale_N[row_T[place]]
         scale_T[place] = scale
         residual = np.float64(scale) * np.float64(share_N[row_T[place]]) * unit
-        residual_T[place] = np.float32(residual * (1 + 1e-6) + 1e-44)
-        length_T[place] = np.float32(np.float64(scale) * 0.5 * np.sqrt(np.float64(total)) * (1 + 1e-6) + 1e-44)
+        residual_T[place] = residual * (1 + 1e-9)
+        length_T[place] = np.float64(scale) * 0.5 * np.sqrt(np.float64(total)) * (1 + 1e-9)
 
 
 @compiled
 def _count_reaching(
     dot_R: NDArray[np.int32],
     scale_R: NDArray[np.float32],
-    residual_R: NDArray[np.float32],
-    length_R: NDArray[np.float32],
+    residual_R: NDArray[np.float64],
+    length_R: NDArray[np.float64],
     terms: tuple[float, float, float, float, float],
     threshold: float,
 ) -> int:
@@ -100,7 +100,7 @@ def _count_reaching(
     reaching = 0
     for place in range(dot_R.shape[0]):
         inner = np.float64(scale_R[place]) * (coarse_scale * np.float64(dot_R[place]) + shift)
-        outer = np.float64(length_R[place]) * coarse_error + np.float64(residual_R[place]) * query_norm
+        outer = length_R[place] * coarse_error + residual_R[place] * query_norm
         reaching += 1 if inner + outer + base >= threshold else 0
     return reaching
 
@@ -110,8 +110,8 @@ def _select(
     dot_BT: NDArray[np.int32],
     code_TD: NDArray[np.int8],
     scale_T: NDArray[np.float32],
-    residual_T: NDArray[np.float32],
-    length_T: NDArray[np.float32],
+    residual_T: NDArray[np.float64],
+    length_T: NDArray[np.float64],
     row_T: NDArray[np.int64],
     mask_GW: NDArray[np.uint64],
     group_B: NDArray[np.int64],
@@ -149,9 +149,9 @@ def _select(
             mask_W = mask_GW[group_B[query]]
             for place in range(start, last):
                 scale = np.float64(scale_T[place])
-                residual = np.float64(residual_T[place])
+                residual = residual_T[place]
                 inner = scale * (coarse_scale * np.float64(dot_BT[query, place]) + shift)
-                outer = np.float64(length_T[place]) * coarse_error + residual * query_norm
+                outer = length_T[place] * coarse_error + residual * query_norm
                 if not inner + outer + base >= heap_K[0]:
                     continue
                 row = row_T[place]
@@ -215,7 +215,17 @@ def _run(
 
     def finish(queries: range) -> list[TopK]:
         return [
-            _finish(query_BD[query], vector_ND, codes, key_N, mask_GW[group_B[query]], k, query, scanned)
+            _finish(
+                query_BD[query],
+                batch.term_BP[query, 1],
+                vector_ND,
+                codes,
+                key_N,
+                mask_GW[group_B[query]],
+                k,
+                query,
+                scanned,
+            )
             for query in queries
         ]
 
@@ -229,6 +239,7 @@ def _run(
 
 def _finish(
     query_D: NDArray[np.float32],
+    mean_score: float,
     vector_ND: NDArray[np.float32],
     codes: Codes,
     key_N: NDArray[np.int64],
@@ -250,8 +261,7 @@ def _finish(
     row_C, upper_C, _ = merge_candidates(found, k)
     order = np.argsort(-upper_C)
     row_C, upper_C = row_C[order], upper_C[order]
-    scorer = Scorer(query_D, vector_ND, codes, key_N, encode_query(query_D, codes.mean_D))
-    return scorer.best(row_C, upper_C, _NO_BONUS, k, num_matched)
+    return Scorer(query_D, vector_ND, codes, key_N, mean_score).best(row_C, upper_C, _NO_BONUS, k, num_matched)
 
 
 def _encode(query_BD: NDArray[np.float32], codes: Codes) -> Batch:
@@ -305,7 +315,8 @@ def _scan_part(
         twice, unit, share_N = (32, -round(2 * UPPER_MIDDLE)), UPPER_UNIT, codes.upper_share_N
     unit *= float(np.sqrt(dim))
     tile = min(TILE_ROWS, max(row_M.size, 1))
-    scale_T, residual_T, length_T = (np.empty(tile, np.float32) for _ in range(3))
+    scale_T = np.empty(tile, np.float32)
+    residual_T, length_T = np.empty((2, tile))  # float64: a length can pass the largest float32
     joined = np.empty((tile, dim), np.int8)
     buffer = torch.empty(size * tile, dtype=torch.int32)
     coarse = torch.from_numpy(batch.coarse_BD)

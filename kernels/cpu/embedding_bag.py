@@ -17,6 +17,23 @@ _HALF_BITS = np.uint64(32)
 
 
 @compiled
+def _rows_of(bits: np.uint64, part: int, quotient_rows: int, remainder_rows: int) -> tuple[np.int64, np.int64]:
+    """The remainder and the quotient row of one half of a hash."""
+    half = np.int64((bits >> (np.uint64(part) * _HALF_BITS)) & _HALF)
+    first = part * (remainder_rows + quotient_rows)
+    return first + half % remainder_rows, first + remainder_rows + half // remainder_rows % quotient_rows
+
+
+@compiled
+def _divide(out_ND: NDArray[np.float32], bag: int, count: int) -> None:
+    """Make the mean of a bag's sum."""
+    if count > 1:
+        share = np.float32(1.0) / np.float32(count)
+        for column in range(out_ND.shape[1]):
+            out_ND[bag, column] *= share
+
+
+@compiled
 def _sum_rows(
     hash_NW: NDArray[np.int64],
     weight_VD: NDArray[np.float32],
@@ -25,7 +42,6 @@ def _sum_rows(
     out_ND: NDArray[np.float32],
 ) -> None:
     dim = weight_VD.shape[1]
-    per_half = remainder_rows + quotient_rows
     for bag in range(hash_NW.shape[0]):
         count = 0
         for place in range(hash_NW.shape[1]):
@@ -34,15 +50,10 @@ def _sum_rows(
             count += 1
             bits = np.uint64(hash_NW[bag, place])
             for part in range(2):
-                half = np.int64((bits >> (np.uint64(part) * _HALF_BITS)) & _HALF)
-                remainder = part * per_half + half % remainder_rows
-                quotient = part * per_half + remainder_rows + half // remainder_rows % quotient_rows
+                remainder, quotient = _rows_of(bits, part, quotient_rows, remainder_rows)
                 for column in range(dim):
                     out_ND[bag, column] += weight_VD[remainder, column] + weight_VD[quotient, column]
-        if count > 1:
-            share = np.float32(1.0) / np.float32(count)
-            for column in range(dim):
-                out_ND[bag, column] *= share
+        _divide(out_ND, bag, count)
 
 
 @compiled
@@ -56,7 +67,6 @@ def _sum_codes(
     out_ND: NDArray[np.float32],
 ) -> None:
     dim = code_VD.shape[1]
-    per_half = remainder_rows + quotient_rows
     for bag in range(hash_NW.shape[0]):
         count = 0
         for place in range(hash_NW.shape[1]):
@@ -65,9 +75,7 @@ def _sum_codes(
             count += 1
             bits = np.uint64(hash_NW[bag, place])
             for part in range(2):
-                half = np.int64((bits >> (np.uint64(part) * _HALF_BITS)) & _HALF)
-                remainder = part * per_half + half % remainder_rows
-                quotient = part * per_half + remainder_rows + half // remainder_rows % quotient_rows
+                remainder, quotient = _rows_of(bits, part, quotient_rows, remainder_rows)
                 middle = middle_V[remainder] + middle_V[quotient]
                 scale, other = scale_V[remainder], scale_V[quotient]
                 for column in range(dim):
@@ -76,10 +84,7 @@ def _sum_codes(
                         + scale * np.float32(code_VD[remainder, column])
                         + other * np.float32(code_VD[quotient, column])
                     )
-        if count > 1:
-            share = np.float32(1.0) / np.float32(count)
-            for column in range(dim):
-                out_ND[bag, column] *= share
+        _divide(out_ND, bag, count)
 
 
 def embedding_bag(hash_NW: Tensor, table: Tensor | QuantisedRows, quotient_rows: int, remainder_rows: int) -> Tensor:

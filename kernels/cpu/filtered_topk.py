@@ -43,7 +43,8 @@ def filtered_topk(
     if strategy != "stream":
         row_M = np.empty(num_matched, np.int64)
         list_rows(mask_W, row_M)
-    scorer = Scorer(query_D, vector_ND, codes, key_N, encode_query(query_D, codes.mean_D))
+    code = encode_query(query_D, codes.mean_D)
+    scorer = Scorer(query_D, vector_ND, codes, key_N, code.mean_score)
     if strategy == "gather":
         assert row_M is not None
         return scorer.best(row_M, np.full(num_matched, np.inf), bonus_M, k, 0)
@@ -51,14 +52,14 @@ def filtered_topk(
     parts = min(threads, max(1, num_matched * codes.upper_NP.shape[1] // PARALLEL_BYTES))
     size = mask_W.size if row_M is None else row_M.size
     edges = [size * part // parts for part in range(parts + 1)]
-    bounds = bounds_of(scorer.code, query_D.size)
-    scan = _Scan(codes, scorer.code, bounds, mask_W, row_M, bonus_M, k, np.full(1, -np.inf))
+    bounds = bounds_of(code, query_D.size)
+    scan = _Scan(codes, code, bounds, mask_W, row_M, bonus_M, k, np.full(1, -np.inf))
     futures = [scan_pool().submit(scan.part, edges[part], edges[part + 1]) for part in range(1, parts)]
     found = [scan.part(edges[0], edges[1]), *(future.result() for future in futures)]
     row_C, upper_C, threshold = merge_candidates(found, k)
     bonus_C = bonus_M[np.searchsorted(row_M, row_C)] if bonus_M.size and row_M is not None else bonus_M
     if codes.is_fine and row_M is None:
-        tighten(codes, scorer.code, bounds, row_C, upper_C)
+        tighten(codes, code, bounds, row_C, upper_C)
     kept = np.flatnonzero(upper_C >= threshold)
     kept = kept[np.argsort(-upper_C[kept])]
     return scorer.best(row_C[kept], upper_C[kept], bonus_C[kept] if bonus_C.size else bonus_C, k, num_matched)
@@ -84,7 +85,7 @@ class Scorer(NamedTuple):
     vector_ND: NDArray[np.float32]
     codes: Codes
     key_N: NDArray[np.int64]
-    code: QueryCode
+    mean_score: float  # q . mean, for codes that stand alone
 
     def best(
         self,
@@ -99,7 +100,7 @@ class Scorer(NamedTuple):
         score_K = np.empty(k, np.float64)
         query = self.query_D.astype(np.float64)
         arrays = self.vector_ND, self.codes, self.key_N
-        found, num_rescored = rescore(*arrays, query, self.code.mean_score, row_C, upper_C, bonus_C, row_K, score_K)
+        found, num_rescored = rescore(*arrays, query, self.mean_score, row_C, upper_C, bonus_C, row_K, score_K)
         assert found == k, (found, k)
         order = np.lexsort((self.key_N[row_K], -score_K))
         return TopK(row_K[order], score_K[order], num_scanned, num_rescored)

@@ -128,6 +128,17 @@ def _half_width(bounds: Bounds, scale: np.float32, upper_share: np.uint8) -> flo
 
 
 @compiled
+def _whole_interval(
+    bounds: Bounds, scale: np.float32, share: np.uint8, high: np.int32, low: np.int32, sum_steps: int
+) -> tuple[float, float]:
+    """The bounds of a score that a whole code gives.  high, low: products of its upper and of its lower nibbles."""
+    product = 16 * np.int64(high) + np.int64(low) - 128 * sum_steps
+    middle, off = bounds.scale * np.float64(product), bounds.error + bounds.norm * np.float64(share)
+    wide = np.float64(scale)
+    return bounds.base + wide * (middle - off) - bounds.slack, bounds.base + wide * (middle + off) + bounds.slack
+
+
+@compiled
 def _lower_bound(
     bounds: Bounds,
     scale: np.float32,
@@ -141,9 +152,8 @@ def _lower_bound(
     high_at, low_at, length, width, sum_steps = steps
     if width == 0:
         return _middle(bounds, scale, product) - _half_width(bounds, scale, upper_share)
-    rest = np.int64(dot_row(lower_at, high_at, low_at, length, width))
-    middle = bounds.scale * np.float64(16 * np.int64(product) + rest - 128 * sum_steps)
-    return bounds.base + np.float64(scale) * (middle - bounds.error - bounds.norm * np.float64(share)) - bounds.slack
+    rest = dot_row(lower_at, high_at, low_at, length, width)
+    return _whole_interval(bounds, scale, share, product, rest, sum_steps)[0]
 
 
 @compiled
@@ -257,17 +267,14 @@ def scan_rows(
         bonus = bonus_M[index] if bonus_M.shape[0] > 0 else 0.0
         product = dot_row(upper_at + row * width, high_at, low_at, length, width)
         if fine:
-            rest = np.int64(dot_row(lower_at + row * width, high_at, low_at, length, width))
-            steps = bounds.scale * np.float64(16 * np.int64(product) + rest - 128 * query.sum_steps)
-            middle: float = bounds.base + np.float64(scale_N[row]) * steps
-            off: float = (
-                np.float64(scale_N[row]) * (bounds.error + bounds.norm * np.float64(share_N[row])) + bounds.slack
-            )
+            rest = dot_row(lower_at + row * width, high_at, low_at, length, width)
+            lower, upper = _whole_interval(bounds, scale_N[row], share_N[row], product, rest, query.sum_steps)
         else:
             middle = _middle(bounds, scale_N[row], product)
             off = _half_width(bounds, scale_N[row], upper_share_N[row])
+            lower, upper = middle - off, middle + off
         slack = abs(bonus) * 2.0**-51
-        lower, upper = middle - off + bonus - slack, middle + off + bonus + slack
+        lower, upper = lower + bonus - slack, upper + bonus + slack
         if upper >= max(heap_K[0], floor_1[0]):
             row_C[count] = row
             upper_C[count] = upper
@@ -298,8 +305,6 @@ def tighten(
                 prefetch(upper_at + row * width + byte)
                 prefetch(lower_at + row * width + byte)
         row = row_C[index]
-        high = np.int64(dot_row(upper_at + row * width, high_at, low_at, length, width))
-        low = np.int64(dot_row(lower_at + row * width, high_at, low_at, length, width))
-        middle = bounds.scale * np.float64(16 * high + low - 128 * query.sum_steps)
-        off = bounds.error + bounds.norm * np.float64(share_N[row])
-        upper_C[index] = bounds.base + np.float64(scale_N[row]) * (middle + off) + bounds.slack
+        high = dot_row(upper_at + row * width, high_at, low_at, length, width)
+        low = dot_row(lower_at + row * width, high_at, low_at, length, width)
+        upper_C[index] = _whole_interval(bounds, scale_N[row], share_N[row], high, low, query.sum_steps)[1]

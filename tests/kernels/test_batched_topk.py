@@ -94,6 +94,13 @@ def test_equals_the_oracle_on_any_floats(data):
     check(queries.astype(np.float32), vectors, keys, flags, groups, data.draw(st.integers(1, 12)), vectors[0])
 
 
+def test_a_vector_as_long_as_float32_goes_is_found_by_a_zero_query():
+    vectors = np.zeros((5, 3), np.float32)
+    vectors[4, 2] = 3.402820221199752e38
+    flags = np.arange(5) == 4
+    assert search(np.zeros((1, 3), np.float32), vectors, np.arange(5), [flags], [0], 1) == [[(4, 0.0)]]
+
+
 def test_more_ties_than_room_fall_back_to_one_query(monkeypatch):
     monkeypatch.setattr(cpu, "_FIRST_CANDIDATES", 130)
     vectors = np.ones((4000, 3), np.float32)
