@@ -20,6 +20,6 @@ class Hits:
     num_matched: int  # live items that the filter admits and `exclude` does not name; or sum of `matched_per_query`
     num_scanned: int  # codes read, over all queries
     num_rescored: int  # float32 vectors read, over all queries
-    strategy: str  # "empty", "column", or what ran: "gather", "compact", "stream", "batch", joined by "+"
+    strategy: str  # "empty", "column", or what ran: "gather", "compact", "stream", "batch", "boosted", joined by "+"
     matched_per_query: tuple[int, ...] = ()  # [B] with `filters` or `excludes`: what each query's own admit
     num_joined: int = 1  # calls that shared the search, see `BatchingIndex`

@@ -16,6 +16,7 @@ from typing import Literal
 import torch
 
 import kernels
+from index import calibrate, planner
 from index.planner import Costs
 from kernels.cpu.threads import count_cores
 
@@ -73,7 +74,8 @@ def _read_processor() -> tuple[str, str]:
 
 @cache
 def _hash_kernels() -> str:
-    """Changes with the source of the kernels, with the packages that compile or are them, and with their settings."""
+    """Changes with the source of the kernels and of what measures them, with the packages that compile or are them, and
+    with their settings."""
     parts = [f"{name} {value}" for name, value in sorted(os.environ.items()) if name.startswith("NUMBA_CPU")]
     for package in _CODE_GENERATORS:
         try:
@@ -85,4 +87,6 @@ def _hash_kernels() -> str:
         for path in sorted(Path(folder).rglob("*.py")):
             digest.update(path.relative_to(folder).as_posix().encode())
             digest.update(path.read_bytes())
+    for module in (calibrate, planner):
+        digest.update(Path(str(module.__file__)).read_bytes())
     return digest.hexdigest()[:16]

@@ -25,6 +25,7 @@ from index.planner import Costs, Step, choose_strategy, plan
 from index.state import State, View
 from index.tree import Filter
 from kernels.batched_topk import batched_topk, has_batches
+from kernels.codes import Codes
 from kernels.column_topk import column_topk
 from kernels.filtered_topk import Backend, Strategy, TopK, filtered_topk, has_numba
 
@@ -96,7 +97,10 @@ class Searcher:
                     best = self._run_boosted(query_D, view, mask_W, boosted, k + surplus_B[query])
                     found[query] = merge(found.get(query), best, view.arrays.key_N, k + surplus_B[query])
             found = {query: drop_rows(best, excluded_B[query].dropped, k) for query, best in found.items()}
-            ran = "+".join(sorted({step.strategy for step in steps if step.queries})) or "empty"
+            strategies: set[str] = {step.strategy for step in steps if step.queries}
+            if any_W is not None and found:
+                strategies.add("boosted")
+            ran = "+".join(sorted(strategies)) or "empty"
             matched_B = tuple(
                 matched_G[group] - surplus for group, surplus in zip(group_B.tolist(), surplus_B, strict=True)
             )
@@ -114,18 +118,14 @@ class Searcher:
         k: int,
     ) -> dict[int, TopK]:
         """The best rows of a step's queries, by query."""
-        num_rows, arrays = view.num_words * 64, view.arrays
-        codes = arrays.code_rows.first(num_rows)
-        vector_ND, key_N, threads = arrays.vector_ND[:num_rows], arrays.key_N[:num_rows], self._state.config.num_threads
-        queries = list(step.queries)
+        queries, rows = list(step.queries), _rows_of(view)
         if step.strategy == "batch":
             used_G, place_B = np.unique(group_B[queries], return_inverse=True)
             mask_GW = np.stack([masks[group] for group in used_G])
+            threads = self._state.config.num_threads
             best = batched_topk(
                 query_BD[queries],
-                vector_ND,
-                codes,
-                key_N,
+                *rows,
                 mask_GW,
                 place_B.astype(np.int64),
                 k,
@@ -134,37 +134,29 @@ class Searcher:
             )
             return dict(zip(queries, best, strict=True))
         return {
-            query: filtered_topk(
-                query_BD[query],
-                vector_ND,
-                codes,
-                key_N,
-                masks[group_B[query]],
-                k,
-                strategy=step.strategy,
-                backend=self.backend,
-                num_threads=threads,
-            )
-            for query in queries
+            query: self._run_one(query_BD[query], rows, masks[group_B[query]], k, step.strategy) for query in queries
         }
 
     def _run_boosted(
         self, query_D: NDArray[np.float32], view: View, mask_W: Words, boosted: list[tuple[Words, float]], k: int
     ) -> TopK:
         """The best of the boosted rows of one query."""
-        num_rows, arrays = view.num_words * 64, view.arrays
-        strategy = choose_strategy(count_bits(mask_W), num_rows, k, self.costs)
+        strategy = choose_strategy(count_bits(mask_W), view.num_words * 64, k, self.costs)
+        listed: Strategy = "gather" if strategy == "gather" else "compact"
+        return self._run_one(query_D, _rows_of(view), mask_W, k, listed, add_weights(mask_W, boosted))
+
+    def _run_one(
+        self,
+        query_D: NDArray[np.float32],
+        rows: _Rows,
+        mask_W: Words,
+        k: int,
+        strategy: Strategy,
+        bonus_M: NDArray[np.float64] | None = None,
+    ) -> TopK:
+        threads = self._state.config.num_threads
         return filtered_topk(
-            query_D,
-            arrays.vector_ND[:num_rows],
-            arrays.code_rows.first(num_rows),
-            arrays.key_N[:num_rows],
-            mask_W,
-            k,
-            strategy="gather" if strategy == "gather" else "compact",
-            backend=self.backend,
-            num_threads=self._state.config.num_threads,
-            bonus_M=add_weights(mask_W, boosted),
+            query_D, *rows, mask_W, k, strategy=strategy, backend=self.backend, num_threads=threads, bonus_M=bonus_M
         )
 
     def search_signal(self, name: str, k: int, filter: Filter | None, exclude: ArrayLike | None) -> Hits:
@@ -213,6 +205,15 @@ class Searcher:
         if filter is not None:
             mask_W = mask_W & view.arrays.columns.evaluate(filter, view.num_words)
         return clear_rows(mask_W, row_M)
+
+
+_Rows = tuple[NDArray[np.float32], Codes, NDArray[np.int64]]
+"""Vectors, codes and keys, as the kernels take them."""
+
+
+def _rows_of(view: View) -> _Rows:
+    num_rows, arrays = view.num_words * 64, view.arrays
+    return arrays.vector_ND[:num_rows], arrays.code_rows.first(num_rows), arrays.key_N[:num_rows]
 
 
 def _collect(

@@ -190,9 +190,11 @@ class Assembly:
             progress = next(f.progress for f in self.followers if f.stream == "items")
         engine.warm_up(self.storage.clock.now_ms())
         self.ranking_engine = engine
+        self._check_posterior(engine)
 
         def replace(promoted: Artifact) -> None:
             engine.replace(self._load_ranking(promoted), self.storage.clock.now_ms())
+            self._check_posterior(engine)
 
         self._follow(
             "ranking-events",
@@ -306,12 +308,16 @@ class Assembly:
 
     def _explore(self) -> Explore | None:
         section = self.dataset.ranking.explore
-        if section is None:
-            return None
-        engine = self.ranking_engine
-        if section.kind == "thompson" and engine is not None and engine.model.exploration is None:
-            self.logger.warning("the ranking model has no posterior: nothing is explored until one is trained")
-        return Explore(**section.model_dump())
+        return None if section is None else Explore(**section.model_dump())
+
+    def _check_posterior(self, engine: RankingEngine) -> None:
+        """Say so where Thompson sampling is asked for and the model cannot draw."""
+        section = self.dataset.ranking.explore
+        if section is not None and section.kind == "thompson" and engine.model.exploration is None:
+            self.logger.warning(
+                "the ranking model has no posterior: nothing is explored until one is trained",
+                version=engine.model.version,
+            )
 
     def _build_app(self) -> FastAPI:
         @asynccontextmanager

@@ -35,7 +35,8 @@ IdsKind = Literal["hash", "qr"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NetworkConfig:
-    """The parts of LiRank; each is switched by one field, and the defaults are the best that was measured."""
+    """The parts of LiRank, each switched by one field. Which defaults were measured to be best, and where one layer of
+    "causal" history was better and is not the default, `docs/ranking.md` says."""
 
     dim: int = 16
     """Length of id and value embeddings."""

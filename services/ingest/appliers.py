@@ -14,11 +14,9 @@ from services.ranking.engine import RankingEngine
 from services.retrieval.engine import ItemChange, RetrievalEngine
 from services.storage.consumer import MAX_AHEAD_MS, StateConsumer, StreamMark
 from services.storage.documents import parse_change
-from services.storage.events import Event, event_table, parse_event
+from services.storage.events import IMPRESSION, Event, event_table, parse_event
 from services.storage.storage import Storage
 from services.storage.streams import Entry
-
-IMPRESSION = "impression"
 
 
 def apply_to_state(consumer: StateConsumer, schema: FeatureSchema, after: str) -> Apply:

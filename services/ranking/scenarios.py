@@ -85,14 +85,15 @@ class Scenarios:
         return list(self._live.values())
 
     def put(self, name: str, source: ValueSource, if_version: int | None = None) -> LiveValue:
-        """Check and store a value function; the next request of this process uses it.
+        """Check and store a value function, and return it; the next request of this process uses it, unless another
+        process has stored or deleted one meanwhile.
 
         Raises ExpressionError or ValueError for one that cannot be used, VersionConflict, StorageUnavailable.
         """
-        ValueFunction.parse(source, self.schema)
-        self._store.put(name, source, if_version)
+        function = ValueFunction.parse(source, self.schema)
+        version = self._store.put(name, source, if_version)
         self.refresh()
-        return self.get(name)
+        return LiveValue(name, version, function)
 
     def delete(self, name: str, if_version: int | None = None) -> bool:
         """Delete a stored scenario; the default one falls back to the dataset's. Returns whether there was one."""

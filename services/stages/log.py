@@ -10,10 +10,9 @@ import structlog
 from services.metrics import Metrics
 from services.query import Query, Slate
 from services.storage.errors import StorageError
-from services.storage.events import Event
+from services.storage.events import IMPRESSION, Event
 from services.storage.storage import Storage
 
-IMPRESSION = "impression"
 MAX_WAITING_SLATES = 1000
 MAX_BATCH_EVENTS = 500
 

@@ -23,6 +23,9 @@ from services.storage.client import Argument, Client, Script
 from services.storage.names import Names
 from services.storage.streams import START, Entry, Streams
 
+IMPRESSION = "impression"
+"""The type of an event that says that an item was shown."""
+
 DEFAULT_WINDOW_MS = 7 * 86_400_000
 MAX_SCRIPT_EVENTS = 500
 
