@@ -19,7 +19,8 @@ def pack_bits(flag_N: NDArray[np.bool_]) -> Words:
 
 
 def list_bits(words: Words) -> Rows:
-    """The rows whose bit is set, ascending."""
+    """The rows whose bit is set, ascending. A writer may change other bits meanwhile."""
+    words = words.copy()  # `nonzero` counts, then lists, and refuses what changed in between
     (full,) = np.nonzero(words)
     bits = np.unpackbits(words[full].astype("<u8").view(np.uint8), bitorder="little")
     (place,) = np.nonzero(bits.view(np.bool_))

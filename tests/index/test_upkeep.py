@@ -11,6 +11,7 @@ import pytest
 import index.state as state
 import index.upkeep as upkeep
 from index.attributes import Attribute, AttributeSchema
+from index.bits import clear_bits, list_bits, set_bits
 from index.live import IndexConfig, LiveIndex
 from index.rows import RowArrays
 
@@ -139,3 +140,28 @@ def test_one_thread_for_many_writers():
         thread.join()
     until(lambda: not index._upkeep.is_due)
     assert index.keys().tolist() == list(range(400))
+
+
+def test_rows_are_listed_while_a_writer_sets_others():
+    """The upkeep lists rows without holding writers off; numpy's `nonzero` refuses an array that changes meanwhile."""
+    words = np.zeros(1 << 16, np.uint64)
+    words[::2] = 1
+    done = threading.Event()
+
+    def write():
+        rng = np.random.default_rng(0)
+        while not done.is_set():
+            rows = rng.integers(0, words.size // 2, 2000) * 128 + 64  # of the words between
+            set_bits(words, rows)
+            clear_bits(words, rows)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        until = time.monotonic() + 2.0
+        while time.monotonic() < until:
+            rows = list_bits(words)
+            assert (rows[rows % 128 == 0] == np.arange(0, words.size * 64, 128)).all()
+    finally:
+        done.set()
+        writer.join()
