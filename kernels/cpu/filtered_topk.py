@@ -21,6 +21,7 @@ from kernels.filtered_topk import TopK
 
 PARALLEL_BYTES = 2 << 20  # codes to read before a second thread pays for its start (about 50 us)
 _FIRST_CANDIDATES = 4096
+WHOLE_ROWS = 3000  # per result: a stream over fewer rows reads whole codes from the start (see `scan_codes`)
 
 
 def filtered_topk(
@@ -53,12 +54,13 @@ def filtered_topk(
     size = mask_W.size if row_M is None else row_M.size
     edges = [size * part // parts for part in range(parts + 1)]
     bounds = bounds_of(code, query_D.size)
-    scan = _Scan(codes, code, bounds, mask_W, row_M, bonus_M, k, np.full(1, -np.inf))
+    whole = codes.is_fine and (row_M is not None or num_matched < WHOLE_ROWS * k)
+    scan = _Scan(codes, code, bounds, whole, mask_W, row_M, bonus_M, k, np.full(1, -np.inf))
     futures = [scan_pool().submit(scan.part, edges[part], edges[part + 1]) for part in range(1, parts)]
     found = [scan.part(edges[0], edges[1]), *(future.result() for future in futures)]
     row_C, upper_C, threshold = merge_candidates(found, k)
     bonus_C = bonus_M[np.searchsorted(row_M, row_C)] if bonus_M.size and row_M is not None else bonus_M
-    if codes.is_fine and row_M is None:
+    if codes.is_fine and not whole:
         tighten(codes, code, bounds, row_C, upper_C)
     kept = np.flatnonzero(upper_C >= threshold)
     kept = kept[np.argsort(-upper_C[kept])]
@@ -110,6 +112,7 @@ class _Scan(NamedTuple):
     codes: Codes
     query: QueryCode
     bounds: Bounds
+    whole: bool
     mask_W: NDArray[np.uint64]
     row_M: NDArray[np.int64] | None
     bonus_M: NDArray[np.float64]
@@ -123,12 +126,12 @@ class _Scan(NamedTuple):
         row_C, upper_C = np.empty(room, np.int64), np.empty(room, np.float64)
         count = 0
         while True:
-            how = (first, last, self.query, self.bounds, heap_K)
+            how = (first, last, self.query, self.bounds)
             kept = (self.floor_1, row_C, upper_C, count)
             if self.row_M is None:
-                first, count = scan_words(self.codes, self.mask_W, *how, middle_K, *kept)
+                first, count = scan_words(self.codes, self.mask_W, *how, self.whole, heap_K, middle_K, *kept)
             else:
-                first, count = scan_rows(self.codes, self.row_M, self.bonus_M, *how, *kept)
+                first, count = scan_rows(self.codes, self.row_M, self.bonus_M, *how, heap_K, *kept)
             if first >= last:
                 return row_C[:count], upper_C[:count], heap_K
             row_C = np.concatenate([row_C, np.empty_like(row_C)])

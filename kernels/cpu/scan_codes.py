@@ -5,7 +5,8 @@
 Each admitted row's upper nibbles are read once; where the bound that they give reaches the threshold, the row is kept.
 The threshold is the least of k lower bounds. To raise it fast without reading lower nibbles in vain, they are read at
 once only for rows that are among the k best so far by the middle of their upper nibbles' bounds. `tighten` reads those
-of the candidates that are left. (Where rows are listed, whole codes are read.)
+of the candidates that are left. Until a threshold has risen, bounds of upper nibbles let most rows through; so where
+rows are few for the results wanted, and where they are listed, whole codes are read from the start.
 
 Two ways through the rows: `scan_words` streams over the mask, sixty-four rows at once where some of a word are
 set, because a few dot products in vain cost less than mispredicting which are wanted. `scan_rows` follows a
@@ -98,7 +99,7 @@ def compact_candidates(row_C: NDArray[np.int64], upper_C: NDArray[np.float64], c
 
 @compiled
 def _count_reaching(
-    dot_R: NDArray[np.int32],
+    dot_R: NDArray[np.int64],
     scale_N: NDArray[np.float32],
     share_N: NDArray[np.uint8],
     start: int,
@@ -116,7 +117,7 @@ def _count_reaching(
 
 
 @compiled
-def _middle(bounds: Bounds, scale: np.float32, product: np.int32) -> float:
+def _middle(bounds: Bounds, scale: np.float32, product: np.int64) -> float:
     """The middle of the bounds that a row's upper nibbles give."""
     return bounds.base + np.float64(scale) * (bounds.upper_scale * np.float64(product) + bounds.upper_shift)
 
@@ -128,11 +129,8 @@ def _half_width(bounds: Bounds, scale: np.float32, upper_share: np.uint8) -> flo
 
 
 @compiled
-def _whole_interval(
-    bounds: Bounds, scale: np.float32, share: np.uint8, high: np.int32, low: np.int32, sum_steps: int
-) -> tuple[float, float]:
-    """The bounds of a score that a whole code gives.  high, low: products of its upper and of its lower nibbles."""
-    product = 16 * np.int64(high) + np.int64(low) - 128 * sum_steps
+def _whole_interval(bounds: Bounds, scale: np.float32, share: np.uint8, product: np.int64) -> tuple[float, float]:
+    """The bounds of a score that a whole code gives.  product: 16 * that of upper nibbles + lower - 128 * sum_steps."""
     middle, off = bounds.scale * np.float64(product), bounds.error + bounds.norm * np.float64(share)
     wide = np.float64(scale)
     return bounds.base + wide * (middle - off) - bounds.slack, bounds.base + wide * (middle + off) + bounds.slack
@@ -142,18 +140,17 @@ def _whole_interval(
 def _lower_bound(
     bounds: Bounds,
     scale: np.float32,
-    share: np.uint8,
-    upper_share: np.uint8,
-    product: np.int32,
+    shares: tuple[np.uint8, np.uint8],
+    product: np.int64,
     lower_at: int,
     steps: tuple[int, int, int, int, int],
 ) -> float:
     """The lower bound of a row's score that its whole code gives, or its upper nibbles where they are all there is."""
     high_at, low_at, length, width, sum_steps = steps
     if width == 0:
-        return _middle(bounds, scale, product) - _half_width(bounds, scale, upper_share)
+        return _middle(bounds, scale, product) - _half_width(bounds, scale, shares[1])
     rest = dot_row(lower_at, high_at, low_at, length, width)
-    return _whole_interval(bounds, scale, share, product, rest, sum_steps)[0]
+    return _whole_interval(bounds, scale, shares[0], 16 * product + rest - 128 * sum_steps)[0]
 
 
 @compiled
@@ -164,6 +161,7 @@ def scan_words(
     last_word: int,
     query: QueryCode,
     bounds: Bounds,
+    whole: bool,
     heap_K: NDArray[np.float64],
     middle_K: NDArray[np.float64],
     floor_1: NDArray[np.float64],
@@ -173,8 +171,9 @@ def scan_words(
 ) -> tuple[int, int]:
     """Scan words from `first_word`; returns (next word, candidates kept), next < last_word when room ran out.
 
-    heap_K: k lower bounds so far, -inf where fewer rows were seen.  middle_K: the k best middles.  floor_1: a
-    threshold that another thread may raise; one that is too low only costs time.
+    whole: read both planes of every row; for codes that have both.  heap_K: k lower bounds so far, -inf where fewer
+    rows were seen.  middle_K: the k best middles; not used with `whole`.  floor_1: a threshold that another thread may
+    raise; one that is too low only costs time.
     """
     upper_NP, lower_NP, scale_N = codes.upper_NP, codes.lower_NP, codes.scale_N
     upper_share_N, share_N = codes.upper_share_N, codes.share_N
@@ -182,8 +181,11 @@ def scan_words(
     high_at, low_at, length = query.high_2L.ctypes.data, query.low_2L.ctypes.data, query.high_2L.shape[1]
     num_rows = upper_NP.shape[0]
     steps = (high_at, low_at, length, width if lower_NP.shape[0] > 0 else 0, query.sum_steps)
-    dot_R = np.empty(64, np.int32)
+    dot_R = np.empty(64, np.int64)
+    offset, read_N = 128 * query.sum_steps, share_N if whole else upper_share_N
     terms = (bounds.upper_scale, bounds.upper_shift + bounds.error, bounds.upper_norm, bounds.base + bounds.slack)
+    if whole:
+        terms = (bounds.scale, bounds.error, bounds.norm, bounds.base + bounds.slack)
     for word in range(first_word, last_word):
         bits = mask_W[word]
         if bits == np.uint64(0):
@@ -194,7 +196,11 @@ def scan_words(
         if dense:
             for place in range(64):
                 dot_R[place] = dot_row(upper_at + (start + place) * width, high_at, low_at, length, width)
-            if _count_reaching(dot_R, scale_N, upper_share_N, start, terms, threshold) == 0:
+            if whole:
+                for place in range(64):
+                    rest = dot_row(lower_at + (start + place) * width, high_at, low_at, length, width)
+                    dot_R[place] = 16 * dot_R[place] + rest - offset
+            if _count_reaching(dot_R, scale_N, read_N, start, terms, threshold) == 0:
                 continue
         if count + 64 > row_C.shape[0]:
             count = compact_candidates(row_C, upper_C, count, threshold)
@@ -204,22 +210,31 @@ def scan_words(
             place = lowest_bit(bits)
             row = start + place
             bits &= bits - np.uint64(1)
-            product = dot_R[place] if dense else dot_row(upper_at + row * width, high_at, low_at, length, width)
-            middle = _middle(bounds, scale_N[row], product)
-            upper = middle + _half_width(bounds, scale_N[row], upper_share_N[row])
-            if upper < threshold:
-                continue
+            if dense:
+                product = dot_R[place]
+            else:
+                product = np.int64(dot_row(upper_at + row * width, high_at, low_at, length, width))
+                if whole:
+                    product = 16 * product + dot_row(lower_at + row * width, high_at, low_at, length, width) - offset
+            if whole:
+                lower, upper = _whole_interval(bounds, scale_N[row], share_N[row], product)
+                if upper < threshold:
+                    continue
+            else:
+                middle = _middle(bounds, scale_N[row], product)
+                upper, lower = middle + _half_width(bounds, scale_N[row], upper_share_N[row]), -np.inf
+                if upper < threshold:
+                    continue
+                if middle > middle_K[0]:
+                    replace_least(middle_K, middle)
+                    shares = (share_N[row], upper_share_N[row])
+                    lower = _lower_bound(bounds, scale_N[row], shares, product, lower_at + row * width, steps)
             row_C[count] = row
             upper_C[count] = upper
             count += 1
-            if middle > middle_K[0]:
-                replace_least(middle_K, middle)
-                lower = _lower_bound(
-                    bounds, scale_N[row], share_N[row], upper_share_N[row], product, lower_at + row * width, steps
-                )
-                if lower > heap_K[0]:
-                    replace_least(heap_K, lower)
-                    threshold = max(threshold, heap_K[0])
+            if lower > heap_K[0]:
+                replace_least(heap_K, lower)
+                threshold = max(threshold, heap_K[0])
         if threshold > floor_1[0]:
             floor_1[0] = threshold
     return last_word, count
@@ -248,7 +263,7 @@ def scan_rows(
     scale_N, upper_share_N, share_N = codes.scale_N, codes.upper_share_N, codes.share_N
     upper_at, lower_at, width = codes.upper_NP.ctypes.data, codes.lower_NP.ctypes.data, codes.upper_NP.shape[1]
     high_at, low_at, length = query.high_2L.ctypes.data, query.low_2L.ctypes.data, query.high_2L.shape[1]
-    fine = codes.lower_NP.shape[0] > 0
+    fine, offset = codes.lower_NP.shape[0] > 0, 128 * query.sum_steps
     scale_at, share_at = scale_N.ctypes.data, share_N.ctypes.data if fine else upper_share_N.ctypes.data
     for index in range(first, last):
         if index + AHEAD < last:
@@ -265,10 +280,10 @@ def scan_rows(
                 return index, count
         row = row_M[index]
         bonus = bonus_M[index] if bonus_M.shape[0] > 0 else 0.0
-        product = dot_row(upper_at + row * width, high_at, low_at, length, width)
+        product = np.int64(dot_row(upper_at + row * width, high_at, low_at, length, width))
         if fine:
-            rest = dot_row(lower_at + row * width, high_at, low_at, length, width)
-            lower, upper = _whole_interval(bounds, scale_N[row], share_N[row], product, rest, query.sum_steps)
+            product = 16 * product + dot_row(lower_at + row * width, high_at, low_at, length, width) - offset
+            lower, upper = _whole_interval(bounds, scale_N[row], share_N[row], product)
         else:
             middle = _middle(bounds, scale_N[row], product)
             off = _half_width(bounds, scale_N[row], upper_share_N[row])
@@ -305,6 +320,6 @@ def tighten(
                 prefetch(upper_at + row * width + byte)
                 prefetch(lower_at + row * width + byte)
         row = row_C[index]
-        high = dot_row(upper_at + row * width, high_at, low_at, length, width)
-        low = dot_row(lower_at + row * width, high_at, low_at, length, width)
-        upper_C[index] = _whole_interval(bounds, scale_N[row], share_N[row], high, low, query.sum_steps)[1]
+        product = 16 * np.int64(dot_row(upper_at + row * width, high_at, low_at, length, width))
+        product += dot_row(lower_at + row * width, high_at, low_at, length, width) - 128 * query.sum_steps
+        upper_C[index] = _whole_interval(bounds, scale_N[row], share_N[row], product)[1]

@@ -50,7 +50,7 @@ def test_int8_rows_are_within_half_a_step(rows):
     weight = torch.tensor(rows, dtype=torch.float32)
     table = QuantisedRows.of(weight)
     error = (table.dequantised().double() - weight.double()).abs()
-    rounding = 4e-7 * weight.abs().amax(1, keepdim=True)
+    rounding = 4e-7 * weight.abs().amax(1, keepdim=True) + 2**-149  # and a step among denormals
     assert (error <= table.scale_V[:, None] / 2 * (1 + 1e-5) + rounding).all()
     assert table.code_VD.dtype == torch.int8
 

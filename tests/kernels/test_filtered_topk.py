@@ -1,5 +1,6 @@
 import math
 import threading
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -25,8 +26,14 @@ def encode(vectors, mean=None):
 
 
 def search(query, vectors, keys, flags, k, mean=None, **options):
-    best = filtered_topk(query, vectors, encode(vectors, mean), keys, pack(flags), k, **options)
-    return list(zip(keys[best.row_K].tolist(), best.score_K.tolist(), strict=True))
+    """Keys and scores; the same whether a scan reads upper nibbles first or whole codes."""
+    found = []
+    for whole_rows in (0, cpu.WHOLE_ROWS):
+        with patch.object(cpu, "WHOLE_ROWS", whole_rows):
+            best = filtered_topk(query, vectors, encode(vectors, mean), keys, pack(flags), k, **options)
+        found.append(list(zip(keys[best.row_K].tolist(), best.score_K.tolist(), strict=True)))
+    assert found[0] == found[1]
+    return found[0]
 
 
 def oracle(query, vectors, keys, flags, k):
