@@ -23,6 +23,7 @@ from services.ingest.app import applied_router
 from services.ingest.appliers import (
     apply_events_to_popularity,
     apply_events_to_retrieval,
+    apply_items_to_llm,
     apply_items_to_ranking,
     apply_items_to_retrieval,
     apply_to_state,
@@ -34,9 +35,14 @@ from services.ingest.offsets import Progress
 from services.ingest.signals import SignalKeeper
 from services.ingest.snapshots import Snapshots
 from services.ingest.visibility import Visibility, Wait
+from services.llm.app import llm_router, score_router, vllm_router
+from services.llm.building import LlmPart, build_llm
+from services.llm.client import LlmClient, LocalLlm, RemoteLlm
+from services.llm.engine import LlmEngine
+from services.llm.questions import ScoreQuestions
 from services.metrics import Metrics
 from services.pipeline import Pipeline, Responder
-from services.processes.remote import Remote
+from services.processes.remote import Remote, RemoteUnavailable
 from services.ranking.app import ranking_router
 from services.ranking.client import LocalRanking, RankingClient, RemoteRanking
 from services.ranking.engine import RankingEngine
@@ -54,6 +60,7 @@ from services.stages.arrange import Arrange
 from services.stages.hydrate import Hydrate
 from services.stages.log import Log
 from services.stages.rank import Rank
+from services.stages.rerank import Rerank
 from services.stages.retrieve import Retrieve
 from services.storage.artifacts import Artifact
 from services.storage.consumer import CONSUMER as STATE_CONSUMER
@@ -62,7 +69,7 @@ from services.storage.storage import Storage
 from services.storage.streams import StreamName
 from services.workers import Workers
 
-Part = Literal["gateway", "retrieval", "ranking", "ingest"]
+Part = Literal["gateway", "retrieval", "ranking", "llm", "ingest"]
 PARTS: tuple[Part, ...] = get_args(Part)
 
 
@@ -102,8 +109,10 @@ class Assembly:
         self.items = ItemTable(self.schema)
         self.retrieval_engine: RetrievalEngine | None = None
         self.ranking_engine: RankingEngine | None = None
+        self.llm_part: LlmPart | None = None
         self.retrieval: RetrievalClient | None = None
         self.ranking: RankingClient | None = None
+        self.llm: LlmClient | None = None
         self.ingest: IngestClient | None = None
         self.snapshots: Snapshots | None = None
         self.signals: SignalKeeper | None = None
@@ -117,6 +126,8 @@ class Assembly:
             self._build_retrieval()
         if "ranking" in parts:
             self._build_ranking()
+        if "llm" in parts:
+            self._build_llm()
         if "ingest" in parts:
             self._build_ingest()
         self._build_local_waits()
@@ -206,11 +217,61 @@ class Assembly:
         self.ranking = LocalRanking(engine, self.engine_workers, progress)
         self.routers.append(ranking_router(engine, self.engine_workers))
 
+    @property
+    def llm_engine(self) -> LlmEngine | None:
+        """The language model in this process."""
+        return None if self.llm_part is None else self.llm_part.engine
+
+    def _build_llm(self) -> None:
+        """The language model, its queue, and the texts of items. Without an artifact there is none, and no error but
+        in a process that is there for nothing else."""
+        artifact = self._llm_artifact()
+        if artifact is None:
+            return
+        try:
+            part = build_llm(
+                artifact, self.settings.llm, self.schema, self.dataset.task_prompts(), self.storage,
+                metrics=self.metrics, logger=self.logger,
+            )  # fmt: skip
+        except (ValueError, RemoteUnavailable, TimeoutError) as error:
+            raise PlatformError(f"language model {artifact.version} cannot be served: {error}") from error
+        items = self._follow("llm-items", "items", part.items_offset, apply_items_to_llm(part.engine))
+        self.llm_part = part
+        self._check_thread("follower llm numbers", part.numbers.state)
+        self.reloaders.append(self._reloader("llm", artifact.version, part.replace))
+        self.llm = local = LocalLlm(part.engine, self.engine_workers, items.progress)
+        budget_ms = self.settings.llm.score_budget_ms
+        self.routers += [llm_router(local), vllm_router(local, self.engine_workers, budget_ms)]
+        if "gateway" not in self.parts:
+            self.routers.append(self._score_router(local))
+
+    def _llm_artifact(self) -> Artifact | None:
+        try:
+            return self._artifact("llm")
+        except PlatformError:
+            if self.parts == {"llm"}:
+                raise
+            self.logger.warning(
+                "the language model is turned on and there is none; make one with `shortlist train llm`"
+            )
+            return None
+
+    def _score_router(self, client: LlmClient) -> APIRouter:
+        questions = ScoreQuestions(
+            client=client,
+            dataset=self.dataset,
+            schema=self.schema,
+            storage=self.storage,
+            clock=self.storage.clock,
+            workers=self.storage_workers,
+        )
+        return score_router(questions, self.settings.llm.score_budget_ms)
+
     def _load_ranking(self, artifact: Artifact) -> RequestScorer:
         return load_ranking(artifact, self.schema, self.settings.ranking.table_bits, self.logger)
 
     def _reloader(
-        self, kind: Literal["retrieval", "ranking"], version: str, replace: Callable[[Artifact], None]
+        self, kind: Literal["retrieval", "ranking", "llm"], version: str, replace: Callable[[Artifact], None]
     ) -> Reloader:
         reloader = Reloader(
             kind,
@@ -251,6 +312,12 @@ class Assembly:
         for name, client in (("retrieval", self.retrieval), ("ranking", self.ranking), ("ingest", self.ingest)):
             self.checks[name] = client.state
         items: list[Wait] = [self.retrieval.wait_applied, self.ranking.wait_applied]
+        if settings.llm.enabled and settings.llm.url and "llm" not in self.parts:
+            self.llm = RemoteLlm(self._remote("llm", settings.llm.url), len(self.schema.signals))
+        if self.llm is not None:
+            self.checks["llm"] = _optional(self.llm.state)
+            items.append(self.llm.wait_applied)
+            self.routers.append(self._score_router(self.llm))
         events: list[Wait] = [self.retrieval.wait_applied, self.ingest.wait_applied]
         visibility = Visibility({"items": items, "events": events})
         self.scenarios = Scenarios(
@@ -303,6 +370,9 @@ class Assembly:
                 fallback_ms=fallback_ms,
             ),
             rank=Rank(self.ranking, self._explore()),
+            rerank=None
+            if self.llm is None
+            else Rerank(self.llm, self.schema, max_candidates=self.settings.llm.max_candidates),
             arrange=Arrange(self.storage, self.storage_workers, fallback_ms=fallback_ms),
         )
 
@@ -376,13 +446,24 @@ class Assembly:
         self.remotes.append(remote.close)
         return remote
 
-    def _artifact(self, kind: Literal["retrieval", "ranking"]) -> Artifact:
+    def _artifact(self, kind: Literal["retrieval", "ranking", "llm"]) -> Artifact:
         try:
             return self.storage.artifacts.open(kind)
         except KeyError:
+            job = "train llm" if kind == "llm" else "train"
             raise PlatformError(
-                f"there is no {kind} model in {self.storage.artifacts.folder}; make one with `shortlist train`"
+                f"there is no {kind} model in {self.storage.artifacts.folder}; make one with `shortlist {job}`"
             ) from None
+
+
+def _optional(check: Check) -> Check:
+    """As the check says, but ready: slates are answered without it, and say so."""
+
+    async def ready() -> DependencyState:
+        state = await check()
+        return DependencyState(ready=True, detail=state.detail if state.ready else f"away: {state.detail}")
+
+    return ready
 
 
 def _wait_for(follower: Follower) -> Wait:

@@ -27,6 +27,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+prompts = typer.Typer(help="What the language model is asked.", no_args_is_help=True)
+app.add_typer(prompts, name="prompt")
 console = Console()
 errors = Console(stderr=True)
 
@@ -53,6 +55,7 @@ class Model(StrEnum):
 
     retrieval = "retrieval"
     ranking = "ranking"
+    llm = "llm"
     all = "all"
 
 
@@ -80,7 +83,7 @@ def demo(
 def serve(
     only: Annotated[
         str | None,
-        typer.Option(help="Parts, separated by commas: gateway, retrieval, ranking, ingest. Default: all."),
+        typer.Option(help="Parts, separated by commas: gateway, retrieval, ranking, llm, ingest. Default: all."),
     ] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on; 0 takes a free one.")] = None,
@@ -138,6 +141,8 @@ def train(
     the margin, than the current one in a replay of the newest events since that one was trained; neither is trained
     on those. Exits with 1 if it does not become current.
     A job that was cut short goes on where it was when it is started again with the same data.
+    "llm" fine-tunes a small pretrained language model on the dataset's tasks; it takes about ten minutes of two cores
+    and is not part of "all". It becomes current if it tells held-out members' answers apart at all.
     """
     from services.bars import Bars
     from services.training.promotion import GateConfig
@@ -184,6 +189,28 @@ def replay(
         console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
+@prompts.command("show")
+def show_prompt(
+    user: Annotated[str, typer.Option(help="Id of a member; one of whom nothing is known has no history.")],
+    item: Annotated[str, typer.Option(help="Id of the item that is asked about.")],
+    task: Annotated[
+        str | None, typer.Option(help="Task of the dataset's description. Default: the ranking one.")
+    ] = None,
+    style: Annotated[str | None, typer.Option(help="inline, terse or grouped. Default: the task's own.")] = None,
+    config: Config = None,
+) -> None:
+    """Print the exact text that the language model is asked with, part by part, with tokens counted and its version.
+
+    As of now, from the data folder; no weights are needed, only a tokenizer: the trained model's, else the pretrained
+    one's, which is downloaded once.
+    """
+    from services.llm.prompt import show_prompt as run
+
+    with reported():
+        shown = run(load(config), user, item, task, style)
+        console.print(shown.text(), highlight=False, markup=False, soft_wrap=True)
+
+
 @app.command()
 def health(
     url: Annotated[str, typer.Argument(help="Base URL of a process, like http://127.0.0.1:8000.")],
@@ -223,24 +250,32 @@ def reported() -> Iterator[None]:
 
 def _mendable() -> tuple[type[Exception], ...]:
     # Imported only when something went wrong: most of them live beside torch.
+    from models.decoder.tokenizer import TokenizerError
+    from models.decoder.verbalizer.task import TaskError
+    from models.decoder.verbalizer.verbalizer import BudgetError
     from services.datasets.dataset import DatasetError
     from services.datasets.downloads import DownloadError
     from services.datasets.movielens import MovieLensError
     from services.importing import ImportFileError
+    from services.llm.prompt import PromptError
     from services.platform import PlatformError
     from services.settings import SettingsError
     from services.storage.errors import StorageError
     from services.training.data import NothingToTrainOn
 
     return (
+        BudgetError,
         DatasetError,
         DownloadError,
         ImportFileError,
         MovieLensError,
         NothingToTrainOn,
         PlatformError,
+        PromptError,
         SettingsError,
         StorageError,
+        TaskError,
+        TokenizerError,
     )
 
 

@@ -98,6 +98,11 @@ class Explanation(Wire):
     )
     exploration: float = Field(default=0.0, description="what the draw added to the expected value")
     signals: dict[str, float] = Field(description="decayed counts of the item's events, as of the request")
+    rerank_terms: dict[str, float] | None = Field(
+        default=None,
+        description="the summands `ranker`, `llm` and `constant` of the logit that the language model was blended "
+        "into; null: it had no part",
+    )
 
 
 class RecommendedItem(Wire):
@@ -120,13 +125,15 @@ class Served(Wire):
     ranker: str | None
     calibrator: str | None
     value: str | None = Field(description="scenario and version of the value function; version 0 is the dataset's")
+    llm: str | None = Field(default=None, description="the language model that reranked")
+    prompt: str | None = Field(default=None, description="its task and the version of its texts")
     dataset_schema: str = Field(description="content hash of the feature schema")
 
 
 class Degraded(Wire):
     """A stage that did not do its part, why, and what stands in its place."""
 
-    stage: Literal["hydrate", "retrieve", "rank", "arrange"]
+    stage: Literal["hydrate", "retrieve", "rank", "rerank", "arrange"]
     reason: str
     used: str
 
@@ -137,6 +144,7 @@ class Timings(Wire):
     hydrate: float
     retrieve: float
     rank: float
+    rerank: float = Field(default=0.0, description="0 without a language model")
     arrange: float
     total: float
 
@@ -165,6 +173,7 @@ class RecommendationResponse(Wire):
     degraded: list[Degraded]
     timings: Timings
     filter_plan: FilterPlan
+    reranked: int = Field(default=0, description="candidates whose probability the language model had a part in")
     explored: bool = Field(default=False, description="true: the order was drawn, not only what is expected best")
     cold_start: bool = Field(description="true: nothing is known of this user")
 

@@ -7,14 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from gguf import GGUFReader, dequantize
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from models.decoder.config import DecoderConfig
+from models.decoder.gguf_file import GgufError, GgufFile
 from models.decoder.network import Decoder
 from models.decoder.tokenizer import Tokenizer
 
@@ -32,7 +31,6 @@ _GGUF_LAYER = {
     "ffn_down": "mlp.down_proj",
 }
 _GGUF_OTHER = {"token_embd.weight": _EMBEDDING, "output_norm.weight": "model.norm.weight", "output.weight": _HEAD}
-_GGUF_IGNORED = {"rope_freqs.weight"}  # a table of what the config says
 
 
 class CheckpointError(ValueError):
@@ -46,13 +44,12 @@ def read_decoder(folder: Path, dtype: torch.dtype = torch.float32) -> Decoder:
     missing, unknown or of another shape.
     """
     path = folder / "config.json"
+    document = _json_of(path)
     try:
-        config = DecoderConfig.from_hf(json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} does not exist") from None
+        config = DecoderConfig.from_hf(document)
     except KeyError as error:
         raise CheckpointError(f"{path} does not say {error.args[0]}") from None
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise CheckpointError(f"{path}: {error}") from None
     weights: dict[str, Tensor] = {}
     for file in _files(folder):
@@ -77,17 +74,14 @@ def write_decoder(folder: Path, decoder: Decoder, tokenizer: Tokenizer | None = 
 def read_gguf(path: Path, dtype: torch.dtype = torch.float32) -> Decoder:
     """Read a GGUF file of a Llama; what is quantised in it is dequantised, to `dtype`. Raises CheckpointError."""
     try:
-        reader = GGUFReader(path)
-    except (OSError, ValueError, IndexError, KeyError) as error:  # what the reader says of a missing or cut file
-        raise CheckpointError(f"{path} is no whole GGUF file: {error}") from None
-    config = _gguf_config(reader, path)
-    weights: dict[str, Tensor] = {}
-    for tensor in reader.tensors:
-        if tensor.name in _GGUF_IGNORED:
-            continue
-        values = dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
-        weights[_gguf_name(tensor.name, path)] = _gguf_rows(tensor.name, torch.from_numpy(values), config)
-    return _decoder(config, weights, dtype, path)
+        file = GgufFile(path)
+        names = {name: _gguf_name(name, path) for name in file.tensor_names}
+        weights = {names[name]: file.tensor(name) for name in names}
+        config = _gguf_config(file, weights)
+        permuted = {name: _in_halves(name, weight, config) for name, weight in weights.items()}
+    except GgufError as error:
+        raise CheckpointError(str(error)) from None
+    return _decoder(config, permuted, dtype, path)
 
 
 def _files(folder: Path) -> list[Path]:
@@ -95,10 +89,22 @@ def _files(folder: Path) -> list[Path]:
     if not index.is_file():
         return [folder / WEIGHTS]
     try:
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError) as error:
-        raise CheckpointError(f"{index} is no index of shards: {error!r}") from None
+        names = sorted(set(_json_of(index)["weight_map"].values()))
+    except (KeyError, AttributeError):
+        raise CheckpointError(f"{index} has no weight_map, of tensors to files") from None
     return [folder / name for name in names]
+
+
+def _json_of(path: Path) -> dict[str, Any]:
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} does not exist") from None
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not JSON: {error}") from None
+    if not isinstance(document, dict):
+        raise CheckpointError(f"{path} is a JSON {type(document).__name__}; expected an object")
+    return document
 
 
 def _decoder(config: DecoderConfig, weights: Mapping[str, Tensor], dtype: torch.dtype, where: Path) -> Decoder:
@@ -120,54 +126,59 @@ def _decoder(config: DecoderConfig, weights: Mapping[str, Tensor], dtype: torch.
     return decoder.eval()
 
 
-def _gguf_config(reader: GGUFReader, path: Path) -> DecoderConfig:
-    def read(name: str, default: Any = None) -> Any:
-        if name in reader.fields:
-            return reader.fields[name].contents()
-        if default is None:
-            raise CheckpointError(f"{path} does not say {name}")
-        return default
-
-    kind = read("general.architecture")
+def _gguf_config(file: GgufFile, weights: Mapping[str, Tensor]) -> DecoderConfig:
+    kind, scaling = file.field("general.architecture"), file.find("llama.rope.scaling.type")
     if kind != "llama":
-        raise CheckpointError(f"{path}: architecture is {kind!r}; expected 'llama'")
-    heads, size = read("llama.attention.head_count"), read("llama.embedding_length")
-    shapes = {tensor.name: tensor.shape for tensor in reader.tensors}
-    ends = {
-        name: int(read(f"tokenizer.ggml.{name}", -1)) if f"tokenizer.ggml.{name}" in reader.fields else None
-        for name in ("bos_token_id", "eos_token_id")
-    }
-    return DecoderConfig(
-        vocab_size=int(shapes["token_embd.weight"][1]) if "token_embd.weight" in shapes else read("llama.vocab_size"),
-        hidden_size=size,
-        intermediate_size=read("llama.feed_forward_length"),
-        num_hidden_layers=read("llama.block_count"),
-        num_attention_heads=heads,
-        num_key_value_heads=read("llama.attention.head_count_kv", heads),
-        head_dim=read("llama.attention.key_length", size // heads),
-        max_position_embeddings=read("llama.context_length"),
-        rope_theta=float(read("llama.rope.freq_base", 10_000.0)),
-        # Written as float32: 1e-5 reads back as 9.999999747378752e-06.
-        rms_norm_eps=float(f"{read('llama.attention.layer_norm_rms_epsilon'):.6g}"),
-        tie_word_embeddings="output.weight" not in shapes,
-        **ends,
-    )
+        raise CheckpointError(f"{file.path}: general.architecture is {kind!r}; expected 'llama'")
+    if scaling not in (None, "none"):
+        raise CheckpointError(f"{file.path}: llama.rope.scaling.type is {scaling!r}; expected 'none'")
+    if _EMBEDDING not in weights:
+        raise CheckpointError(f"{file.path} has no tensor 'token_embd.weight'")
+
+    def read(name: str, default: Any = None) -> Any:
+        return file.field(f"llama.{name}") if default is None else file.find(f"llama.{name}") or default
+
+    heads, size = read("attention.head_count"), read("embedding_length")
+    head_dim = read("attention.key_length", size // heads)
+    rotated = read("rope.dimension_count", head_dim)
+    if rotated != head_dim:
+        raise CheckpointError(
+            f"{file.path}: llama.rope.dimension_count is {rotated}; expected all {head_dim} of a head"
+        )
+    try:
+        return DecoderConfig(
+            vocab_size=len(weights[_EMBEDDING]),
+            hidden_size=size,
+            intermediate_size=read("feed_forward_length"),
+            num_hidden_layers=read("block_count"),
+            num_attention_heads=heads,
+            num_key_value_heads=read("attention.head_count_kv", heads),
+            head_dim=head_dim,
+            max_position_embeddings=read("context_length"),
+            rope_theta=read("rope.freq_base", 10_000.0),
+            rms_norm_eps=read("attention.layer_norm_rms_epsilon"),
+            tie_word_embeddings=_HEAD not in weights,
+            bos_token_id=file.find("tokenizer.ggml.bos_token_id"),
+            eos_token_id=file.find("tokenizer.ggml.eos_token_id"),
+        )
+    except ValueError as error:
+        raise CheckpointError(f"{file.path}: {error}") from None
 
 
 def _gguf_name(name: str, path: Path) -> str:
     if name in _GGUF_OTHER:
         return _GGUF_OTHER[name]
     parts = name.split(".")
+    # Also where scaled rotary positions are refused: their table, rope_freqs.weight.
     if len(parts) != 4 or parts[0] != "blk" or parts[2] not in _GGUF_LAYER or parts[3] != "weight":
         raise CheckpointError(f"{path}: tensor {name!r} is none of a Llama's")
     return f"model.layers.{parts[1]}.{_GGUF_LAYER[parts[2]]}.weight"
 
 
-def _gguf_rows(name: str, weight: Tensor, config: DecoderConfig) -> Tensor:
+def _in_halves(name: str, weight: Tensor, config: DecoderConfig) -> Tensor:
     """Undo llama.cpp's order of query and key rows: it rotates neighbours, Llama's layout rotates halves."""
-    heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
-    part = name.split(".")[2] if name.startswith("blk.") else ""
-    if part not in heads:
+    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}.get(name.split(".")[-2])
+    if heads is None or weight.numel() != heads * config.head_dim * config.hidden_size:  # the latter is refused by name
         return weight
-    pairs = weight.reshape(heads[part], config.head_dim // 2, 2, weight.shape[1])
-    return pairs.transpose(1, 2).reshape(weight.shape).contiguous()
+    pairs = weight.reshape(heads, config.head_dim // 2, 2, weight.shape[1])
+    return pairs.transpose(1, 2).reshape(weight.shape)

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from index.attributes import Attribute, AttributeSchema
 from models.data.schema import Action, Feature, FeatureKind, FeatureSchema, Signal
+from models.decoder.verbalizer.task import TaskPrompt
 from services.datasets.attribute_values import AttributeType, AttributeValue, BadValue, check_value
 from services.datasets.descriptions import (
     DatasetError,
@@ -29,6 +30,7 @@ from services.datasets.descriptions import (
     parse_description,
     shown,
 )
+from services.datasets.tasks import LlmSection, task_problems
 from services.ranking.expression import ExpressionError, parse_expression
 from services.ranking.value import column_names
 
@@ -206,6 +208,8 @@ class Dataset(_Section):
     signals: SignalsSection
     retrieval: RetrievalSection
     ranking: RankingSection
+    llm: LlmSection | None = None
+    """What a decoder is asked, in words; absent: nothing."""
 
     @model_validator(mode="after")
     def _check_references(self) -> Self:
@@ -215,6 +219,8 @@ class Dataset(_Section):
             *_goal_problems(self),
             *_signal_problems(self.signals, self.actions),
         ]
+        if not problems and self.llm is not None:  # the schema that tasks are checked against is sound
+            problems = list(task_problems(self.llm, self.feature_schema()))
         if problems:
             raise DatasetError(self.name, problems)
         return self
@@ -252,6 +258,10 @@ class Dataset(_Section):
             tasks=self.ranking.tasks,
             history_length=self.ranking.history_length,
         )
+
+    def task_prompts(self) -> tuple[TaskPrompt, ...]:
+        """What a decoder is asked, the ranking task first; empty where the description has no `[llm]`."""
+        return () if self.llm is None else self.llm.prompts()
 
     def signal_specs(self) -> tuple[Signal, ...]:
         """Every action times every half-life, action by action."""

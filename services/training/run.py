@@ -5,10 +5,11 @@ from __future__ import annotations
 from models.train.loop import StageProgress
 from services.datasets.dataset import Dataset
 from services.folder import job_storage
+from services.llm.pretrained import fetch_smollm2
 from services.replay.job import ReplayConfig
 from services.settings import Settings
 from services.training.data import load_training_data
-from services.training.jobs import Outcome, train, train_on
+from services.training.jobs import LLM, Outcome, train, train_llm, train_on
 from services.training.promotion import Gate, GateConfig
 
 CHECKPOINTS = "checkpoints"
@@ -26,6 +27,8 @@ def run_training(
     """Train the kinds on what the data folder of the settings holds.
 
     incremental: train the active ranker on, instead of new models from nothing; `kinds` is then not read.
+    The kind "llm" takes minutes and a pretrained decoder, which is downloaded once; it comes last, as it is weighed
+    against the active ranker.
     """
     dataset = Dataset.load(settings.dataset)
     gate = make_gate(settings, dataset, config)
@@ -34,7 +37,15 @@ def run_training(
         checkpoints = storage.data_dir / CHECKPOINTS
         if incremental:
             return [train_on(data, storage.artifacts, gate, progress=progress, checkpoints=checkpoints)]
-        return train(data, storage.artifacts, gate, kinds, progress, checkpoints)
+        outcomes = train(data, storage.artifacts, gate, kinds, progress, checkpoints)
+        if LLM in kinds:
+            outcomes.append(
+                train_llm(
+                    data, storage.artifacts, dataset.task_prompts(), fetch_smollm2(),
+                    force=gate.config.force, progress=progress, checkpoints=checkpoints,
+                )
+            )  # fmt: skip
+        return outcomes
 
 
 def make_gate(settings: Settings, dataset: Dataset, config: GateConfig | None = None) -> Gate:
