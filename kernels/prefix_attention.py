@@ -5,9 +5,8 @@
     out_m = softmax(q_m . [prefix keys, own keys that m sees] / sqrt(K)) [their values]
 
 The sequences lie one behind the other, without padding, in T own keys. What a query sees besides the prefix are two
-ranges of own keys: its sequence up to itself, and, where sequences branch, the trunk that it branches from. The prefix's
-keys are read once for all queries, and the two parts of a softmax are merged by their log-sum-exp, which is exact:
-the in-batch prefix caching of SGLang's multi-item scoring, Cascade attention in FlashInfer.
+ranges of own keys: its sequence up to itself, and, where sequences branch, the trunk that it branches from. Keys of
+the prefix are read once for all queries: the in-batch prefix caching of SGLang's multi-item scoring.
 """
 
 from __future__ import annotations

@@ -239,9 +239,12 @@ class Assembly:
         self.llm_part = part
         self._check_thread("follower llm numbers", part.numbers.state)
         self.reloaders.append(self._reloader("llm", artifact.version, part.replace))
-        self.llm = local = LocalLlm(part.engine, self.engine_workers, items.progress)
+        # Threads of its own: the texts of a large question must not stand before somebody's ranking.
+        workers = Workers(2, "llm-texts")
+        self.workers.append(workers)
+        self.llm = local = LocalLlm(part.engine, workers, items.progress)
         budget_ms = self.settings.llm.score_budget_ms
-        self.routers += [llm_router(local), vllm_router(local, self.engine_workers, budget_ms)]
+        self.routers += [llm_router(local), vllm_router(local, workers, budget_ms)]
         if "gateway" not in self.parts:
             self.routers.append(self._score_router(local))
 

@@ -109,6 +109,19 @@ def exp2(x: Any) -> Any:
     return _float(np.int32(_bits(np.float32(power)) + np.int32(whole << _EXPONENT)))
 
 
+def _generate_larger(typing_context: object, one: object, other: object) -> tuple[object, Callable[..., object]]:
+    def generate(context: Any, builder: Any, signature: object, arguments: tuple[Any, ...]) -> object:
+        one, other = arguments
+        flags = ("nnan", "nsz")
+        return builder.select(builder.fcmp_ordered(">", one, other, flags=flags), one, other, flags=flags)
+
+    return types.float32(types.float32, types.float32), generate
+
+
+# The larger of two float32, neither NaN: where that has to be looked for, a maximum is no vector code.
+larger: Callable[[Any, Any], Any] = cast(Any, intrinsic(_generate_larger))
+
+
 def as_array(tensor: Tensor) -> NDArray[Any]:
     """A CPU tensor's memory as numba takes it; bfloat16 as uint16."""
     if tensor.dtype == torch.bfloat16:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kernels.cpu.floats import as_array, compiled_loose, in_parts, narrow, widen
+from kernels.cpu.floats import as_array, compiled_loose, in_parts, larger, narrow, widen
 
 _ZERO, _HALF, _ONE, _LARGEST = np.float32(0.0), np.float32(0.5), np.float32(1.0), np.float32(127.0)
 _TINY = np.finfo(np.float32).tiny
@@ -22,7 +22,7 @@ def _encode(x_MI: Any, code_MI: Any, scale_M: Any, start: int, stop: int) -> Non
         x_I, code_I = x_MI[row], code_MI[row]
         largest = _ZERO
         for column in range(len(x_I)):
-            largest = max(largest, abs(widen(x_I[column])))
+            largest = larger(largest, abs(widen(x_I[column])))
         scale = max(np.float32(largest / _LARGEST), _TINY)
         inverse = np.float32(_ONE / scale)
         for column in range(len(x_I)):

@@ -1,4 +1,4 @@
-"""What a decoder does between its products, compiled: each one pass over memory where torch's operators take several."""
+"""What a decoder does between its products, compiled: one pass over memory where torch's operators take several."""
 
 # T = tokens, D = width, H = heads, K = head size, F = half a row
 

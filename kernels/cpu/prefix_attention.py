@@ -10,24 +10,26 @@ Scores are float32 at every precision; weights are rounded to the values' dtype,
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from kernels.cpu.floats import as_array, compiled_loose, exp2, in_parts, narrow, widen
+from kernels.cpu.floats import as_array, compiled_loose, exp2, in_parts, larger, narrow, widen
 from kernels.cpu.product import linear
 from kernels.prefix_attention import Sight
 
-SHORT = 256
+SHORT = 128
 """Own keys up to which compiled code takes them all, one query at a time."""
 BLOCK = 128
 """Queries of longer sequences that are taken together."""
-LANES = 16
+LANES = 64
+"""What one turn of a vector loop takes: own scores are filled up to a multiple."""
 LOG2_E = 1.4426950408889634
-_ZERO, _ONE = np.float32(0.0), np.float32(1.0)
+_ZERO, _ONE, _NONE = np.float32(0.0), np.float32(1.0), np.float32(-1e30)
 
 
 def prefix_attention(
@@ -65,9 +67,7 @@ def _attend_short(
     query_GNK.view(num_groups, num_queries, repeats, head).copy_(
         query_MHK.view(num_queries, num_groups, repeats, head).transpose(0, 1)
     )
-    key_GKT = torch.zeros(num_groups, head, len(key_TGK) + LANES)  # a block of lanes may begin at the last key
-    key_GKT[:, :, : len(key_TGK)] = key_TGK.permute(1, 2, 0)
-    own_GTK = torch.empty(num_groups, len(value_TGK), head).copy_(value_TGK.transpose(0, 1))
+    key_GTK, value_GTK = (torch.empty(num_groups, len(x), head).copy_(x.transpose(0, 1)) for x in (key_TGK, value_TGK))
     weight_NP = torch.empty(num_rows, num_prefix, dtype=query_MHK.dtype)
     total_GN = torch.empty(num_groups, num_rows)
     mixed_GNK = torch.empty(num_groups, num_rows, head)
@@ -77,8 +77,8 @@ def _attend_short(
     for group in range(num_groups):
         score_NP = linear(query_GNK[group], prefix_key_GPK[group].float()) if num_prefix else weight_NP.float()
         in_parts(
-            _weigh, num_rows, work, as_array(score_NP), as_array(query_GNK[group]), as_array(key_GKT[group]),
-            as_array(own_GTK[group]), bounds, repeats, np.float32(LOG2_E * head**-0.5), as_array(weight_NP),
+            _weigh, num_rows, work, as_array(score_NP), as_array(query_GNK[group]), as_array(key_GTK[group]),
+            as_array(value_GTK[group]), bounds, repeats, np.float32(LOG2_E * head**-0.5), as_array(weight_NP),
             as_array(total_GN[group]), as_array(mixed_GNK[group]),
         )  # fmt: skip
         if num_prefix:
@@ -92,65 +92,68 @@ def _attend_short(
 
 
 @compiled_loose
-def _score_own(query_K: Any, key_KT: Any, first: int, stop: int, score: Any, at: int) -> None:
-    """Write the scores of keys first to stop from `at` on, in whole blocks of lanes."""
-    head = len(query_K)
-    whole = head - head % 4
-    for start in range(first, stop, LANES):
-        block = score[at : at + LANES]
-        for lane in range(LANES):
-            block[lane] = _ZERO
-        for place in range(0, whole, 4):
-            q0, q1, q2, q3 = query_K[place], query_K[place + 1], query_K[place + 2], query_K[place + 3]
-            k0, k1 = key_KT[place, start : start + LANES], key_KT[place + 1, start : start + LANES]
-            k2, k3 = key_KT[place + 2, start : start + LANES], key_KT[place + 3, start : start + LANES]
-            for lane in range(LANES):
-                block[lane] += (q0 * k0[lane] + q1 * k1[lane]) + (q2 * k2[lane] + q3 * k3[lane])
-        for place in range(whole, head):
-            for lane in range(LANES):
-                block[lane] += query_K[place] * key_KT[place, start + lane]
-        at += LANES
+def _score_own(query_K: Any, key_TK: Any, first: int, stop: int, score: Any, at: int) -> None:
+    for key in range(first, stop):
+        key_K = key_TK[key]
+        total = _ZERO
+        for place in range(len(query_K)):
+            total += query_K[place] * key_K[place]
+        score[at + key - first] = total
+
+
+@compiled_loose
+def _mix_own(weight: Any, at: int, value_TK: Any, first: int, stop: int, mixed_K: Any) -> None:
+    """Add the values of keys first to stop by their weights from `at` on."""
+    at -= first
+    whole = stop - (stop - first) % 4
+    for key in range(first, whole, 4):
+        w0, w1, w2, w3 = weight[at + key], weight[at + key + 1], weight[at + key + 2], weight[at + key + 3]
+        v0, v1, v2, v3 = value_TK[key], value_TK[key + 1], value_TK[key + 2], value_TK[key + 3]
+        for place in range(len(mixed_K)):
+            mixed_K[place] += (w0 * v0[place] + w1 * v1[place]) + (w2 * v2[place] + w3 * v3[place])
+    for key in range(whole, stop):
+        w0, v0 = weight[at + key], value_TK[key]
+        for place in range(len(mixed_K)):
+            mixed_K[place] += w0 * v0[place]
 
 
 @compiled_loose
 def _weigh(
-    score_NP: Any, query_NK: Any, key_KT: Any, own_TK: Any, bounds_M4: Any, repeats: int, scale: Any, weight_NP: Any,
+    score_NP: Any, query_NK: Any, key_TK: Any, value_TK: Any, bounds_M4: Any, repeats: int, scale: Any, weight_NP: Any,
     total_N: Any, mixed_NK: Any, start: int, stop: int,
 ) -> None:  # fmt: skip
     """Turn scores into weights, 1 for the largest; sum them, and the own values by their weights."""
     num_prefix, head = score_NP.shape[1], query_NK.shape[1]
-    own_score = np.empty(SHORT + 3 * LANES, np.float32)
+    own_weight = np.empty(SHORT + LANES, np.float32)
     for row in range(start, stop):
         first, first_stop, own, own_stop = bounds_M4[row // repeats]
-        in_first, in_own = first_stop - first, own_stop - own
-        at_own = (in_first + LANES - 1) // LANES * LANES
-        _score_own(query_NK[row], key_KT, first, first_stop, own_score, 0)
-        _score_own(query_NK[row], key_KT, own, own_stop, own_score, at_own)
+        at_own = first_stop - first
+        size = at_own + own_stop - own
+        _score_own(query_NK[row], key_TK, first, first_stop, own_weight, 0)
+        _score_own(query_NK[row], key_TK, own, own_stop, own_weight, at_own)
+        end = (size + LANES - 1) // LANES * LANES
+        own_weight[size:end] = _NONE
         score_P, weight_P, mixed_K = score_NP[row], weight_NP[row], mixed_NK[row]
-        best = own_score[at_own]
-        for place in range(in_first):
-            best = max(best, own_score[place])
-        for place in range(in_own):
-            best = max(best, own_score[at_own + place])
+        best = _NONE
+        for place in range(end):
+            best = larger(best, own_weight[place])
         for place in range(num_prefix):
-            best = max(best, score_P[place])
+            best = larger(best, score_P[place])
         base = best * scale
-        total = _ZERO
+        own_total, total = _ZERO, _ZERO
+        for place in range(end):
+            weight = exp2(own_weight[place] * scale - base)
+            own_weight[place] = weight
+            own_total += weight
         for place in range(num_prefix):
             weight = exp2(score_P[place] * scale - base)
             weight_P[place] = narrow(weight, weight_NP)
             total += weight
+        total_N[row] = own_total + total
         for place in range(head):
             mixed_K[place] = _ZERO
-        for part in range(2):
-            size, at, key = (in_first, 0, first) if part == 0 else (in_own, at_own, own)
-            for place in range(size):
-                weight = exp2(own_score[at + place] * scale - base)
-                total += weight
-                value_K = own_TK[key + place]
-                for column in range(head):
-                    mixed_K[column] += weight * value_K[column]
-        total_N[row] = total
+        _mix_own(own_weight, 0, value_TK, first, first_stop, mixed_K)
+        _mix_own(own_weight, at_own, value_TK, own, own_stop, mixed_K)
 
 
 @compiled_loose
@@ -181,32 +184,41 @@ def _attend_long(
 ) -> Tensor:
     """Block by block of queries: own keys that a whole block sees are as good as a prefix's."""
     out_MHK = torch.empty_like(query_MHK, memory_format=torch.contiguous_format)
-    for start, stop, first, first_stop, own, shared_stop in _blocks(sight):
+    for block in _blocks_of(sight):
         key, value = (
-            torch.cat([prefix, x[first:first_stop].transpose(0, 1), x[own:shared_stop].transpose(0, 1)], 1)
+            torch.cat([prefix, *(x[part].transpose(0, 1) for part in block.shared)], 1)
             for prefix, x in ((prefix_key_GPK, key_TGK), (prefix_value_GPK, value_TGK))
         )
-        stops = sight.bounds_M4[start:stop, 3] - shared_stop
-        bounds = torch.zeros(stop - start, 4, dtype=torch.int32)
-        bounds[:, 3] = stops
-        rest = slice(shared_stop, shared_stop + int(stops.max()))
-        out_MHK[start:stop] = _attend_short(
-            query_MHK[start:stop], key_TGK[rest], value_TGK[rest], key, value, Sight(bounds)
+        out_MHK[block.queries] = _attend_short(
+            query_MHK[block.queries], key_TGK[block.own], value_TGK[block.own], key, value, block.sight
         )
     return out_MHK
 
 
-def _blocks(sight: Sight) -> Iterator[tuple[int, int, int, int, int, int]]:
-    """Yield (first query, past the last, first, first stop, own, end of the own keys that all but one's self see)."""
+@dataclass(frozen=True, slots=True)
+class _Block:
+    queries: slice
+    shared: tuple[slice, slice]
+    """Own keys that all of its queries see."""
+    own: slice
+    """Other own keys, and which of those each query sees."""
+    sight: Sight
+
+
+@lru_cache(maxsize=8)  # every layer of a pass asks for the same
+def _blocks_of(sight: Sight) -> list[_Block]:
     own_stops = sight.bounds_M4[:, 3].tolist()
+    blocks = []
     for start, end, first, first_stop, own in sight.groups:
         while start < end:
+            stop = start + 1
             lowest = highest = own_stops[start]
-            stop = start
-            while stop < end and stop - start < BLOCK:
+            while stop < min(end, start + BLOCK) and abs(own_stops[stop] - own_stops[start]) < SHORT // 2:
                 lowest, highest = min(lowest, own_stops[stop]), max(highest, own_stops[stop])
-                if highest - lowest >= SHORT:
-                    break
                 stop += 1
-            yield start, stop, first, first_stop, own, min(own_stops[start:stop]) - 1
+            bounds = torch.zeros(stop - start, 4, dtype=torch.int32)
+            bounds[:, 3] = sight.bounds_M4[start:stop, 3] - (lowest - 1)
+            shared = (slice(first, first_stop), slice(own, lowest - 1))
+            blocks.append(_Block(slice(start, stop), shared, slice(lowest - 1, highest), Sight(bounds)))
             start = stop
+    return blocks

@@ -108,7 +108,8 @@ def prefix_attention(
         num_queries, prefix_key_GPK.shape[1], head**-0.5 * LOG2_E,
         *query_MHK.stride()[:2], *key_TGK.stride()[:2], *value_TGK.stride()[:2],
         *prefix_key_GPK.stride()[:2], *prefix_value_GPK.stride()[:2],
-        **shape_of(num_heads // num_groups, head, query_MHK.element_size()), PRECISION="tf32" if backends.cuda.matmul.allow_tf32 else "ieee",
+        **shape_of(num_heads // num_groups, head, query_MHK.element_size()),
+        PRECISION="tf32" if backends.cuda.matmul.allow_tf32 else "ieee",
         num_warps=NUM_WARPS, num_stages=NUM_STAGES,
     )  # fmt: skip
     return out_MHK

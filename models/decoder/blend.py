@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -63,7 +63,8 @@ class Blend:
 
     Weights are maximum a posteriori of a logistic regression: a bucket's around the pooled ones, and those around the
     ranker alone (1, 0, 0), with Gaussian priors worth a number of examples. a and b are at least 0: neither opinion is
-    ever turned round. Where the score does not lower the log loss of members it was not fitted on, b is 0 everywhere.
+    ever turned round. Where the score does not lower the log loss of members it was not fitted on, the blend is the
+    ranker alone: a = 1, b = c = 0.
     """
 
     weights: tuple[Weights, ...]
@@ -112,7 +113,9 @@ class Blend:
             label_N.astype(np.float64),
         )
         report = _cross_fitted(columns, label_N, groups_N, config)
-        pooled, weights = _fit(columns, config, with_score=report.gain > 0.0)
+        if report.gain <= 0.0:
+            return replace(cls.ranker_alone(), report=report)
+        pooled, weights = _fit(columns, config, with_score=True)
         return cls(tuple(Weights(*row.tolist()) for row in weights), Weights(*pooled.tolist()), report)
 
     def __call__(

@@ -75,6 +75,7 @@ def read_gguf(path: Path, dtype: torch.dtype = torch.float32) -> Decoder:
     """Read a GGUF file of a Llama; what is quantised in it is dequantised, to `dtype`. Raises CheckpointError."""
     try:
         file = GgufFile(path)
+        _check_kind(file)
         names = {name: _gguf_name(name, path) for name in file.tensor_names}
         weights = {names[name]: file.tensor(name) for name in names}
         config = _gguf_config(file, weights)
@@ -126,12 +127,15 @@ def _decoder(config: DecoderConfig, weights: Mapping[str, Tensor], dtype: torch.
     return decoder.eval()
 
 
-def _gguf_config(file: GgufFile, weights: Mapping[str, Tensor]) -> DecoderConfig:
+def _check_kind(file: GgufFile) -> None:
     kind, scaling = file.field("general.architecture"), file.find("llama.rope.scaling.type")
     if kind != "llama":
         raise CheckpointError(f"{file.path}: general.architecture is {kind!r}; expected 'llama'")
     if scaling not in (None, "none"):
         raise CheckpointError(f"{file.path}: llama.rope.scaling.type is {scaling!r}; expected 'none'")
+
+
+def _gguf_config(file: GgufFile, weights: Mapping[str, Tensor]) -> DecoderConfig:
     if _EMBEDDING not in weights:
         raise CheckpointError(f"{file.path} has no tensor 'token_embd.weight'")
 

@@ -10,17 +10,24 @@ alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from threading import Event
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from kernels.pointwise import add, add_norm, rotate, swiglu
 from kernels.prefix_attention import Sight, prefix_attention
+from models.decoder.cores import run_on_cores
 from models.decoder.linear import Linear, Precision, dtype_of, prepare
 from models.decoder.network import Decoder, Layer, rotations
 
+MIN_TOKENS = 32
+"""Fewer tokens are not worth another core."""
+R = TypeVar("R")
 Stop = Callable[[], bool]
 
 
@@ -48,6 +55,7 @@ class Inference:
         self.config = decoder.config
         self.precision = precision
         self.dtype = dtype_of(precision)
+        self.num_cores = torch.get_num_threads()
         model = decoder.model
         last = self.config.num_hidden_layers - 1
         self.embedding_VD = model.embed_tokens.weight.detach()
@@ -55,17 +63,40 @@ class Inference:
         self.norm_D = model.norm.weight.detach().float()
 
     def prefill(self, tokens_T: Tensor, key_LGPK: Tensor, value_LGPK: Tensor, stop: Stop | None) -> None:
-        """Write keys and values of T tokens into the last T places of both; the places before hold the prefix."""
-        num_prefix = key_LGPK.shape[2] - len(tokens_T)
-        positions_T = torch.arange(num_prefix, key_LGPK.shape[2], device=tokens_T.device)
-        sight = Sight.causal(len(tokens_T))
+        """Write keys and values of T tokens into the last T places of both; the places before hold the prefix.
 
-        def keep(layer: int, key_TGK: Tensor, value_TGK: Tensor) -> None:
-            key_LGPK[layer, :, num_prefix:] = key_TGK.transpose(0, 1)
-            value_LGPK[layer, :, num_prefix:] = value_TGK.transpose(0, 1)
+        The tokens are cut into runs, one for a core; in every layer a run waits for the keys of those before it.
+        """
+        before = key_LGPK.shape[2] - len(tokens_T)
+        num_runs = max(1, min(self.num_cores, len(tokens_T) // MIN_TOKENS))
+        cuts = [len(tokens_T) * place // num_runs for place in range(num_runs + 1)]
+        done = [[Event() for _ in self.layers] for _ in range(num_runs)]
 
-        prefix = (key_LGPK[:, :, :num_prefix], value_LGPK[:, :, :num_prefix])
-        self._run(tokens_T, positions_T, prefix, sight, None, keep, stop)
+        def run(number: int) -> None:
+            start, end = cuts[number], cuts[number + 1]
+
+            def keep(layer: int, key_TGK: Tensor, value_TGK: Tensor) -> None:
+                key_LGPK[layer, :, before + start : before + end] = key_TGK.transpose(0, 1)
+                value_LGPK[layer, :, before + start : before + end] = value_TGK.transpose(0, 1)
+                done[number][layer].set()
+                for earlier in done[:number]:
+                    earlier[layer].wait()
+
+            positions_T = torch.arange(before + start, before + end, device=tokens_T.device)
+            prefix = (key_LGPK[:, :, : before + start], value_LGPK[:, :, : before + start])
+            try:
+                self._run(tokens_T[start:end], positions_T, prefix, Sight.causal(end - start), None, keep, stop)
+            finally:
+                for event in done[number]:
+                    event.set()
+
+        self.spread([partial(run, number) for number in range(num_runs)])
+
+    def spread(self, runs: Sequence[Callable[[], R]]) -> list[R]:
+        """Return what each run returned, on a CPU one to a core."""
+        if self.embedding_VD.device.type != "cpu":
+            return [run() for run in runs]
+        return run_on_cores(runs, self.num_cores)
 
     def read(
         self,

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -20,11 +21,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kernels.prefix_attention import Sight
-from models.decoder.inference import Inference, Stop
+from models.decoder.inference import MIN_TOKENS, Inference, Stop
 from models.decoder.linear import Precision
 from models.decoder.network import Decoder
 
-PASS_TOKENS = 2048
+PASS_TOKENS = 1024
 """Candidates are scored in passes of at most about so many tokens: more gain nothing, and hold larger states."""
 MASS_ROWS = 64
 """Questions whose logits over the whole vocabulary are in memory at once."""
@@ -85,7 +86,7 @@ class Prefix:
 class Scorer:
     """A decoder's answers to yes-or-no questions, at one precision. Safe to use from several threads.
 
-    The decoder's own device is used; on a CPU, torch's threads are.
+    The decoder's own device is used; on a CPU, as many cores as torch has threads in the thread that makes the scorer.
     """
 
     def __init__(self, decoder: Decoder, precision: Precision = "fp32") -> None:
@@ -137,9 +138,9 @@ class Scorer:
         """
         self._check(prefix, candidates, labels)
         rows = self._head_VD[torch.tensor([labels.yes, labels.no], device=self.device)].float()
-        scores, masses, num_tokens = [], [], 0
-        for part in _passes(candidates):
-            layout = _Layout.of(part, len(prefix))
+        layouts = [_Layout.of(part, len(prefix)) for part in _passes(candidates, self._inference.num_cores)]
+
+        def read(layout: _Layout) -> tuple[Tensor, Tensor | None]:
             hidden_MD = self._inference.read(
                 torch.tensor(layout.tokens, device=self.device),
                 torch.tensor(layout.positions, device=self.device),
@@ -149,15 +150,16 @@ class Scorer:
                 stop,
             )
             logit_M2 = F.linear(hidden_MD, rows)
-            scores.append(logit_M2[:, 0] - logit_M2[:, 1])
-            if with_mass:
-                masses.append(self._mass(hidden_MD, logit_M2))
-            num_tokens += len(layout.tokens)
+            return logit_M2[:, 0] - logit_M2[:, 1], self._mass(hidden_MD, logit_M2) if with_mass else None
+
+        found = self._inference.spread([partial(read, layout) for layout in layouts])
         shape = (len(candidates), len(candidates[0].questions) if candidates else 0)
         return Scores(
-            score_NQ=_joined(scores).reshape(shape),
-            label_mass_NQ=_joined(masses).reshape(shape) if with_mass else None,
-            num_tokens=num_tokens,
+            score_NQ=_joined([score for score, _ in found]).reshape(shape),
+            label_mass_NQ=_joined([mass for _, mass in found if mass is not None]).reshape(shape)
+            if with_mass
+            else None,
+            num_tokens=sum(len(layout.tokens) for layout in layouts),
         )
 
     def _mass(self, hidden_MD: Tensor, logit_M2: Tensor) -> Tensor:
@@ -222,14 +224,16 @@ class _Layout:
         return cls(tokens, positions, rows, Sight(torch.tensor(bounds, dtype=torch.int32)))
 
 
-def _passes(candidates: Sequence[Candidate]) -> Iterator[Sequence[Candidate]]:
-    """Yield runs of candidates of about PASS_TOKENS tokens, evenly cut."""
+def _passes(candidates: Sequence[Candidate], num_cores: int) -> Iterator[Sequence[Candidate]]:
+    """Yield runs of candidates, of up to about PASS_TOKENS tokens, evenly cut, and as many to every core."""
     sizes = [len(candidate.body) + sum(map(len, candidate.questions)) for candidate in candidates]
     ends = np.cumsum(sizes)
     if not len(ends):
         return
-    num_passes = -(-int(ends[-1]) // PASS_TOKENS)
-    cuts = np.unique(np.searchsorted(ends, np.arange(1, num_passes) * ends[-1] / num_passes))
+    cores = max(1, min(num_cores, int(ends[-1]) // MIN_TOKENS))
+    num_passes = cores * -(-int(ends[-1]) // (cores * PASS_TOKENS))
+    # Where the end of a run is nearest to its share: that of half a candidate before it.
+    cuts = np.unique(np.searchsorted(ends - np.array(sizes) / 2, np.arange(1, num_passes) * ends[-1] / num_passes))
     for start, stop in zip([0, *cuts.tolist()], [*cuts.tolist(), len(candidates)], strict=True):
         if start < stop:
             yield candidates[start:stop]

@@ -110,6 +110,10 @@ class Row:
     def num_answers(self) -> int:
         return len(self.labels_A)
 
+    def to(self, device: torch.device) -> Row:
+        tensors = (self.asked_A, self.words_A2, self.labels_A, self.log_rate_A)
+        return Row(self.tokens_T.to(device), self.lengths, *(tensor.to(device) for tensor in tensors))
+
 
 def lay_out(lessons: Sequence[Lesson]) -> Row:
     """Put conversations into one row. Raises ValueError for one that asks nothing."""

@@ -104,10 +104,11 @@ def answer_losses(decoder: Decoder, row: Row, mass_weight: float) -> dict[str, T
 
     answer = CE of sigmoid(l_yes - l_no - log rate); mass = -log(P(yes) + P(no)). Their sum, without sampling, is the
     cross entropy over the vocabulary, as P(word) = P(word | one of the two) * (P(yes) + P(no)). Only the asked
-    positions, about one in thirty, go through the head.
+    positions, about one in 36 tokens, go through the head.
     """
     attention = PackedCausal(row.lengths)
-    hidden_TD = decoder(row.tokens_T, attention.positions(), attention)
+    row = row.to(decoder.head_VD.device)
+    hidden_TD = decoder(row.tokens_T, attention.positions().to(row.tokens_T.device), attention)
     # The head in float32 whatever the layers run in: its logits are the scores.
     with torch.autocast(hidden_TD.device.type, enabled=False):
         hidden_AD = hidden_TD[row.asked_A]

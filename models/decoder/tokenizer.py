@@ -47,7 +47,8 @@ class Tokenizer:
         self.bos = bos
         self.eos = eos
         self.vocab_size = max(self._whole.get_vocab(with_added_tokens=True).values()) + 1
-        text = json.dumps([self._document, bos, eos], sort_keys=True, ensure_ascii=False)
+        said = [self._document[name] for name in ("normalizer", "pre_tokenizer", "model", "added_tokens")]
+        text = json.dumps([said, bos, eos], sort_keys=True, ensure_ascii=False)
         self._hash = hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
     @classmethod

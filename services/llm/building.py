@@ -61,7 +61,12 @@ def build_llm(
     scheduler = Scheduler(
         Speed(GUESS_TOKENS_PER_S), logger=logger, note=note, prepare=lambda: torch.set_num_threads(settings.threads)
     )
-    served = load_llm(artifact, schema, tasks, settings, scheduler, logger)
+    others = torch.get_num_threads()
+    torch.set_num_threads(settings.threads)  # of this thread, which measures the speed
+    try:
+        served = load_llm(artifact, schema, tasks, settings, scheduler, logger)
+    finally:
+        torch.set_num_threads(others)
     items = ItemAttributes()
     offset = storage.streams.last_offset("items")
     for document in storage.items.scan():

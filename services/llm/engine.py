@@ -7,10 +7,10 @@ Texts are made, and what they cost is known, before anything is queued; what the
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-import hashlib
 import itertools
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass
@@ -18,28 +18,29 @@ from threading import Lock
 from typing import TypeVar
 
 import numpy as np
-import orjson
 from numpy.typing import NDArray
 
 from models.data.state import UserState
 from models.decoder.blend import Blend, Weights, bucket_of
-from models.decoder.scoring import Candidate, Labels, Scores
+from models.decoder.scoring import Candidate, Scores
 from models.decoder.tokenizer import Tokenizer
-from models.decoder.verbalizer.task import Interaction
 from models.decoder.verbalizer.verbalizer import BudgetError, Prompt, Verbalizer
 from models.ranking.calibration import Isotonic
 from services.llm.backend import Backend, size_of
-from services.llm.calls import Answered, Asked, NotAsked, RerankCall, Reranking, ScoreCall, TokensCall, Told
+from services.llm.calls import Answered, Asked, NotAsked, RerankCall, Reranking, ScoreCall, TokensCall
 from services.llm.items import ItemAttributes, Numbers
-from services.llm.scheduler import Lease, Scheduler
+from services.llm.rows import check_length, check_tokens, pairs_of, probability_of_first, split
+from services.llm.scheduler import Lease, Refused, Scheduler
+from services.llm.telling import Teller
 from services.retrieval.engine import ItemChange
 
 T = TypeVar("T")
 
-MAX_PROMPTS = 256
-"""Prompts that are remembered: the prefill of a request writes one, and its scoring reads it."""
-PROMPT_SHARE = 0.75
-"""Of the positions that the decoder has; the candidates need some behind it."""
+ROOM_SHARE = 0.5
+"""Of what there is time for, the prompt may take; the rest is for candidates."""
+ROOM_STEP = 64
+"""Tokens by which a prompt for which there is little time is longer or shorter: alike ones are found again."""
+READ_LATER_S = 10.0
 MASS_EVERY = 50
 """Of so many rerankings one says its label mass: it takes the whole vocabulary matrix."""
 
@@ -91,14 +92,12 @@ class LlmEngine:
     ) -> None:
         """note_mass: is told how likely a label word was at all; far below 1 the model has not understood."""
         self.items = items
-        self.numbers = numbers
+        self.teller = Teller(items, numbers, max_prompt_tokens)
         self.scheduler = scheduler
         self.max_candidates = max_candidates
         self._served = served
-        self._max_prompt_tokens = max_prompt_tokens
         self._note_mass = note_mass
         self._lock = Lock()
-        self._prompts: OrderedDict[bytes, Prompt] = OrderedDict()
         self._reading: Counter[tuple[int, ...]] = Counter()
         self._rerankings = itertools.count(1)
 
@@ -120,19 +119,9 @@ class LlmEngine:
         served = self._served
         if not self._weights(served, user).score > 0.0:
             return _resolved(None)
-        tokens = self._prompt(served, served.ranker, user, None, now_ms).tokens
+        tokens = self._chosen(served, user, now_ms, deadline_s).tokens
         unread = self._unread(served, tokens)
-        if not unread:
-            return _resolved(None)
-
-        def work(lease: Lease) -> Generator[None, None, None]:
-            yield from served.backend.prefill(tokens, lease)
-
-        future = self.scheduler.submit(work, unread, deadline_s)
-        with self._lock:
-            self._reading[tokens] += 1
-        future.add_done_callback(lambda _: self._forget(tokens))
-        return future
+        return self._read(served, tokens, unread, deadline_s) if unread else _resolved(None)
 
     def rerank(self, call: RerankCall, deadline_s: float) -> Future[Reranking]:
         """Score as many of the first candidates as there is time for.
@@ -148,10 +137,10 @@ class LlmEngine:
 
         if not weights.score > 0.0 or not len(call.keys):
             return _resolved(answer(np.zeros(0, np.float32)))
-        prompt = self._prompt(served, verbalizer, call.user, None, call.now_ms)
+        prompt = self._chosen(served, call.user, call.now_ms, deadline_s)
         tokens = prompt.tokens
         rows = [
-            self._candidate(verbalizer, Asked(key=key, attributes={}), call.signals[row], call.now_ms, prompt)
+            self.teller.candidate(verbalizer, Asked(key=key, attributes={}), call.signals[row], call.now_ms, prompt)
             for row, key in enumerate(call.keys[: self.max_candidates].tolist())
         ]
         with_mass = next(self._rerankings) % MASS_EVERY == 0
@@ -163,24 +152,30 @@ class LlmEngine:
             self._note(scores)
             return answer(scores.score_NQ[:, 0])
 
-        unread = self._unread(served, tokens)
-        ends = unread + np.cumsum([size_of(row) for row in rows])
-        depth = int(np.searchsorted(ends, self.scheduler.room(deadline_s), side="right"))
-        # With no room at all it is the scheduler that says why.
-        chosen = rows[: max(1, depth)]
-        return self.scheduler.submit(work, int(ends[len(chosen) - 1]), deadline_s, least=int(ends[0]))
+        ends = self._unread(served, tokens) + np.cumsum([size_of(row) for row in rows])
+        while True:
+            depth = int(np.searchsorted(ends, self.scheduler.room(deadline_s), side="right"))
+            chosen = rows[: max(1, depth)]
+            try:
+                return self.scheduler.submit(work, int(ends[len(chosen) - 1]), deadline_s, least=int(ends[0]))
+            except Refused:
+                # With no room for one it is the scheduler that says why; else somebody came between, and took some.
+                if depth < 2:
+                    raise
+                rows = rows[: depth // 2]
+                ends = ends[: len(rows)]
 
     def score(self, call: ScoreCall, deadline_s: float) -> Future[Answered]:
         """Answer every question of a task about every item. Raises NotAsked, Refused."""
         served = self._served
         verbalizer = self._verbalizer(served, call.task)
         try:
-            prompt = self._prompt(served, verbalizer, call.user, call.told, call.now_ms)
+            prompt = self.teller.prompt(verbalizer, call.user, call.told, call.now_ms, served.backend.max_tokens)
         except BudgetError as error:
             raise NotAsked("/member", str(error)) from None
         tokens = prompt.tokens
-        rows = [self._candidate(verbalizer, item, None, call.now_ms, prompt) for item in call.items]
-        _check_length(served.backend, len(tokens), rows)
+        rows = [self.teller.candidate(verbalizer, item, None, call.now_ms, prompt) for item in call.items]
+        check_length(served.backend, len(tokens), rows)
 
         def work(lease: Lease) -> Generator[None, None, Answered]:
             scores = yield from served.backend.score(tokens, rows, verbalizer.labels, lease, with_mass=call.with_mass)
@@ -192,11 +187,11 @@ class LlmEngine:
     def score_tokens(self, call: TokensCall, deadline_s: float) -> Future[NDArray[np.float64]]:
         """Return f64[n]: probability of the first label after each row of tokens. Raises NotAsked, Refused."""
         served = self._served
-        groups = _split(call)
-        _check_tokens(call, served.backend.vocab_size)
+        groups = split(call)
+        check_tokens(call, served.backend.vocab_size)
         for group in groups:
-            _check_length(served.backend, len(group.prefix), group.rows)
-        pairs = _pairs(call)
+            check_length(served.backend, len(group.prefix), group.rows)
+        pairs = pairs_of(call)
 
         def work(lease: Lease) -> Generator[None, None, NDArray[np.float64]]:
             first = np.zeros(len(call.items))
@@ -210,7 +205,7 @@ class LlmEngine:
                             )
                         )
                     )
-                first[group.places] = _probability_of_first(call, odds)
+                first[group.places] = probability_of_first(call, odds)
             return first
 
         cost = sum(self._unread(served, group.prefix) + len(pairs) * group.num_tokens for group in groups)
@@ -243,66 +238,40 @@ class LlmEngine:
         if scores.label_mass_NQ is not None and scores.label_mass_NQ.size:
             self._note_mass(float(scores.label_mass_NQ.mean()))
 
-    def _prompt(
-        self, served: ServedLlm, verbalizer: Verbalizer, user: UserState, told: Sequence[Told] | None, now_ms: int
-    ) -> Prompt:
-        history = user.history
-        digest = hashlib.blake2b(digest_size=16)
-        for part in (
-            verbalizer.version.encode(),
-            orjson.dumps([user.profile, now_ms, id(self.numbers.table), len(history)], default=str),
-            b"" if told is None else orjson.dumps([asdict(one) for one in told], default=str),
-            *(column.tobytes() for column in (history.keys, history.actions, history.ts_ms)),
-        ):
-            digest.update(part)
-        with self._lock:
-            found = self._prompts.get(digest.digest())
+    def _read(
+        self, served: ServedLlm, tokens: tuple[int, ...], unread: int, deadline_s: float, *, idle: bool = False
+    ) -> Future[None]:
+        def work(lease: Lease) -> Generator[None, None, None]:
+            yield from served.backend.prefill(tokens, lease)
+
+        future = self.scheduler.submit(work, unread, deadline_s, idle=idle)
+        if not idle:  # what is read while there is time cannot be counted on
+            with self._lock:
+                self._reading[tokens] += 1
+            future.add_done_callback(lambda _: self._forget(tokens))
+        return future
+
+    def _chosen(self, served: ServedLlm, user: UserState, now_ms: int, deadline_s: float) -> Prompt:
+        """The prompt that a request's candidates are read behind: the task's own, or where there is no time to read
+        that, one with as much of the history as there is; then the whole is read when there is nothing else to do,
+        and is there for the member's next request. One choice per request."""
+        verbalizer = served.ranker
+        key = self.teller.key(verbalizer, user, None, now_ms) + b"chosen"
+        found = self.teller.remembered(key)
         if found is not None:
             return found
-        interactions = self._interactions(verbalizer, user) if told is None else self._told(verbalizer, told)
-        room = int(served.backend.max_tokens * PROMPT_SHARE)
-        budget = min(verbalizer.task.history.max_tokens, self._max_prompt_tokens, room)
-        prompt = verbalizer.prefix(user.profile, interactions, now_ms, budget)
-        with self._lock:
-            self._prompts[digest.digest()] = prompt
-            while len(self._prompts) > MAX_PROMPTS:
-                self._prompts.popitem(last=False)
-        return prompt
-
-    def _interactions(self, verbalizer: Verbalizer, user: UserState) -> list[Interaction]:
-        """The user's history; of items that are gone nothing can be told. Their numbers are today's, not those of
-        then, which nobody keeps."""
-        history, told = user.history, []
-        order = np.argsort(history.ts_ms, kind="stable")
-        columns = (history.keys[order], history.actions[order], history.ts_ms[order])
-        for key, actions, ts_ms in zip(*(column.tolist() for column in columns), strict=True):
-            attributes = self.items.get(key)
-            if attributes is not None:
-                standing = self.numbers.standing(key, verbalizer.task.numbers)
-                told.append(Interaction(attributes, actions, ts_ms, standing))
-        return told
-
-    def _told(self, verbalizer: Verbalizer, told: Sequence[Told]) -> list[Interaction]:
-        numbers = verbalizer.task.numbers
-        return [
-            Interaction(one.attributes, one.actions, one.ts_ms, self.numbers.standing(one.key, numbers))
-            for one in sorted(told, key=lambda one: one.ts_ms)
-        ]
-
-    def _candidate(
-        self,
-        verbalizer: Verbalizer,
-        item: Asked,
-        signals_S: NDArray[np.float64] | None,
-        now_ms: int,
-        prompt: Prompt,
-    ) -> Candidate:
-        """An item in tokens. Its words were mostly encoded before: the verbalizer remembers each of them."""
-        attributes = item.attributes
-        if not attributes and item.key is not None:
-            attributes = self.items.get(item.key) or {}
-        standing = self.numbers.standing(item.key, verbalizer.task.numbers, signals_S)
-        return verbalizer.candidate(attributes, standing, now_ms, prompt.newest_ms)
+        chosen = self.teller.prompt(verbalizer, user, None, now_ms, served.backend.max_tokens)
+        unread = self._unread(served, chosen.tokens)
+        room = int(self.scheduler.room(deadline_s) * ROOM_SHARE) // ROOM_STEP * ROOM_STEP
+        if unread > room:
+            tokens = chosen.tokens
+            # A favour to the next request: where there is too much to do, it is not done.
+            with contextlib.suppress(Refused):
+                self._read(served, tokens, unread, self.scheduler.clock() + READ_LATER_S, idle=True)
+            # With no room for instruction and member either, it is the scheduler that says why.
+            with contextlib.suppress(BudgetError):
+                chosen = self.teller.make(verbalizer, self.teller.interactions(verbalizer, user), user, now_ms, room)
+        return self.teller.remember(key, chosen)
 
 
 def _resolved(value: T) -> Future[T]:
@@ -336,72 +305,3 @@ def _answered(
         dropped=asdict(prompt.dropped),
         versions=served.versions(verbalizer),
     )
-
-
-def _check_length(backend: Backend, num_prefix: int, rows: Sequence[Candidate]) -> None:
-    for place, row in enumerate(rows):
-        longest = num_prefix + len(row.body) + max(map(len, row.questions))
-        if longest > backend.max_tokens:
-            raise NotAsked(
-                f"/items/{place}", f"prompt and item have {longest} tokens; expected at most {backend.max_tokens}"
-            )
-
-
-def _check_tokens(call: TokensCall, vocab_size: int) -> None:
-    rows = [("/query", call.prefix), ("/label_token_ids", call.labels)]
-    rows += [(f"/items/{place}", item) for place, item in enumerate(call.items)]
-    for pointer, tokens in rows:
-        wrong = next((token for token in tokens if not 0 <= token < vocab_size), None)
-        if wrong is not None:
-            raise NotAsked(pointer, f"token {wrong} is out of the vocabulary; expected 0 to {vocab_size - 1}", wrong)
-
-
-@dataclass(frozen=True, slots=True)
-class _Shared:
-    """Rows of a call that begin alike."""
-
-    prefix: tuple[int, ...]
-    places: list[int]
-    """Of the rows, among the call's items."""
-    rows: list[Candidate]
-
-    @property
-    def num_tokens(self) -> int:
-        return sum(map(size_of, self.rows))
-
-
-def _split(call: TokensCall) -> list[_Shared]:
-    """The call's rows by what they share: the query, or where the item comes first, one token."""
-    if not call.item_first and len(call.prefix) and all(call.items):
-        rows = [Candidate([], [list(item)]) for item in call.items]
-        return [_Shared(tuple(call.prefix), list(range(len(rows))), rows)]
-    shared: dict[tuple[int, ...], _Shared] = {}
-    for place, item in enumerate(call.items):
-        whole = [*item, *call.prefix] if call.item_first else [*call.prefix, *item]
-        if len(whole) < 2:
-            raise NotAsked(f"/items/{place}", f"query and item have {len(whole)} tokens; expected two at least")
-        # An item without tokens asks what follows on the query: the query's last token is then not shared.
-        length = 1 if call.item_first else max(1, len(call.prefix) - 1)
-        group = shared.setdefault(tuple(whole[:length]), _Shared(tuple(whole[:length]), [], []))
-        group.places.append(place)
-        group.rows.append(Candidate([], [whole[length:]]))
-    return list(shared.values())
-
-
-def _pairs(call: TokensCall) -> list[Labels]:
-    """What the decoder is asked, two labels at a time, so that the first one's probability follows."""
-    first, others = call.labels[0], call.labels[1:]
-    if not call.softmax:
-        return [Labels(first, first)]
-    return [Labels(first, other) for other in others] or [Labels(first, first)]
-
-
-def _probability_of_first(call: TokensCall, odds: Sequence[Scores]) -> NDArray[np.float64]:
-    if not call.softmax:
-        mass = odds[0].label_mass_NQ
-        assert mass is not None
-        return 0.5 * mass[:, 0].astype(np.float64)  # the one token was counted as both labels
-    if len(call.labels) == 1:
-        return np.ones(len(odds[0].score_NQ))
-    against = sum(np.exp(-scores.score_NQ[:, 0].astype(np.float64)) for scores in odds)
-    return np.asarray(1.0 / (1.0 + against))

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from models.data.state import History
+from models.decoder.model import KIND
 from models.decoder.tokenizer import Tokenizer
 from models.decoder.verbalizer.numbers import Standing
 from models.decoder.verbalizer.task import Interaction, TaskPrompt
@@ -23,8 +24,6 @@ from services.llm.pretrained import NAME, fetch_smollm2
 from services.settings import Settings
 from services.storage.documents import Document
 from services.storage.storage import Storage
-
-KIND = "llm"
 
 
 class PromptError(ValueError):

@@ -36,6 +36,8 @@ HEADROOM = 1.15
 HALF_LIFE_S = 2.0
 """Of the speed's memory, in seconds of work."""
 MAX_WAITING = 256
+MAX_IDLE = 32
+"""Pieces of idle work that are kept."""
 
 
 class Refused(Exception):
@@ -120,10 +122,12 @@ class _Job(Generic[T]):
     future: Future[T] = field(default_factory=Future)
     running: Generator[None, None, T] | None = None
     counted: int = 0
+    idle: bool = False
+    """Goes on only while nothing else waits, and is in nobody's way."""
 
     @property
     def place(self) -> tuple[float, int]:
-        return self.deadline_s, self.number
+        return math.inf if self.idle else self.deadline_s, self.number
 
 
 class Scheduler:
@@ -187,7 +191,7 @@ class Scheduler:
             now_s = self.clock()
             slack_s, busy_s = deadline_s - now_s, CHUNK_S if self._jobs else 0.0
             for job in self._jobs:
-                if job.future.cancelled():
+                if job.future.cancelled() or job.idle:
                     continue
                 busy_s += self.speed.seconds(job.left)
                 if job.deadline_s <= deadline_s:
@@ -196,16 +200,23 @@ class Scheduler:
                     slack_s = min(slack_s, job.deadline_s - now_s - busy_s)
         return self.speed.tokens(slack_s)
 
-    def submit(self, work: Work[T], num_tokens: int, deadline_s: float, *, least: int | None = None) -> Future[T]:
+    def submit(
+        self, work: Work[T], num_tokens: int, deadline_s: float, *, least: int | None = None, idle: bool = False
+    ) -> Future[T]:
         """Queue work. Cancelling the future takes it out; it holds TimeoutError where the time ran out.
 
         num_tokens: what it will compute.  least: what it has to compute to be worth anything; None: all of it.
+        idle: do it while there is nothing else to do, or not at all.
 
         Raises Refused for what would not be done in time, or would make work taken before it late.
         """
         job = _Job[T](deadline_s, next(self._numbers), num_tokens, num_tokens if least is None else least, work)
+        job.idle = idle
         with self._changed:
-            self._admit(job)
+            if idle:
+                self._admit_idle()
+            else:
+                self._admit(job)
             bisect.insort(self._jobs, job, key=lambda waiting: waiting.place)
             self._changed.notify_all()
         return job.future
@@ -231,14 +242,15 @@ class Scheduler:
 
     def _admit(self, new: _Job[Any]) -> None:
         now_s = self.clock()
-        waiting = [job for job in self._jobs if not job.future.cancelled() and job.deadline_s > now_s]
+        alive = [job for job in self._jobs if not job.future.cancelled() and job.deadline_s > now_s]
+        waiting = [job for job in alive if not job.idle]
         own_s = self.speed.seconds(new.left)
-        busy_s = CHUNK_S if waiting else 0.0
+        busy_s = CHUNK_S if alive else 0.0
         reason = None
         if self._stopping:
             reason = "the service is ending"
-        elif len(self._jobs) >= self._max_waiting:
-            reason = f"{len(self._jobs)} requests wait, the most there may be"
+        elif len(waiting) >= self._max_waiting:
+            reason = f"{len(waiting)} requests wait, the most there may be"
         ahead_s = busy_s
         for job in waiting:
             busy_s += self.speed.seconds(job.left)
@@ -255,6 +267,11 @@ class Scheduler:
         if reason is not None:
             self._note("refused")
             raise Refused(reason, busy_s)
+
+    def _admit_idle(self) -> None:
+        if self._stopping or sum(job.idle for job in self._jobs) >= MAX_IDLE:
+            self._note("refused")
+            raise Refused("there is enough to do while there is nothing to do", 1.0)
 
     def step(self) -> bool:
         """Run one chunk of the most urgent work. Returns whether there was any."""

@@ -7,6 +7,7 @@ item. What an engine cannot do is said in the note beside its row.
 from __future__ import annotations
 
 import importlib
+import inspect
 import math
 import os
 import tempfile
@@ -58,13 +59,15 @@ class Transformers:
         self.dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
         self.model = transformers.LlamaForCausalLM.from_pretrained(folder, dtype=self.dtype, local_files_only=True)
         self.model.eval()
+        names = inspect.signature(self.model.model.forward).parameters
+        self.cache_name = "cache" if "cache" in names else "past_key_values"  # as transformers 5.24 calls it
         self.rows = torch.tensor([labels.yes, labels.no])
         self.note = f"{precision}, attention {self.model.config._attn_implementation}"
 
     @torch.inference_mode()
     def read(self, prompt: Tokens) -> None:
-        cache = _import("transformers").DynamicCache(config=self.model.config)
-        self.cache = self.model.model(torch.tensor([prompt]), past_key_values=cache, use_cache=True).past_key_values
+        self.cache = _import("transformers").DynamicCache(config=self.model.config)
+        self.model.model(torch.tensor([prompt]), **{self.cache_name: self.cache}, use_cache=True)
         self.num_prompt = len(prompt)
 
     @torch.inference_mode()
@@ -76,7 +79,8 @@ class Transformers:
         tokens = torch.tensor([[*item, *[0] * (width - len(item))] for item in items])
         mask = torch.ones(len(items), self.num_prompt + width, dtype=torch.int64)
         mask[:, self.num_prompt :] = torch.arange(width) < lengths[:, None]
-        hidden = self.model.model(tokens, attention_mask=mask, past_key_values=cache, use_cache=True).last_hidden_state
+        made = self.model.model(tokens, attention_mask=mask, **{self.cache_name: cache}, use_cache=True)
+        hidden = made.last_hidden_state
         last = hidden[torch.arange(len(items)), lengths - 1]
         logits = last.float() @ self.model.lm_head.weight[self.rows].float().T
         return (logits[:, 0] - logits[:, 1]).double().numpy()

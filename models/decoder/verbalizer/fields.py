@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -25,6 +26,8 @@ _FORMATS: Mapping[Kind, tuple[str, ...]] = {
 }
 _MUST_NAME: frozenset[Kind] = frozenset({"timestamp", "signal", "rate"})
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MAX_MS = 62_135_596_800_000
+"""Distance to the year 1, the nearer end of what a date can be."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,7 +133,8 @@ def _standing_words(named: Field, standing: Standing | None) -> str | None:
 
 
 def _time_words(value: object, how: str | None, moment_ms: int) -> str | None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    # What was not stored by this platform may be anything.
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= _MAX_MS:
         return None
     if how == "age":
         return duration_words(moment_ms - int(value))
@@ -142,5 +146,7 @@ def _number_words(value: object, limits: Limits) -> str | None:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
-        return f"{value:.3g}"
+        if not math.isfinite(value):
+            return None
+        return f"{value:.0f}" if value.is_integer() or abs(value) >= 100.0 else f"{value:.3g}"
     return clean(value, limits.field_chars) or None

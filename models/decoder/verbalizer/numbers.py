@@ -104,7 +104,7 @@ class Percentiles:
         return column
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Standing:
     """One item's signals beside all items'."""
 

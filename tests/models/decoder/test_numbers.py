@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from models.data.schema import Signal
 from models.decoder.verbalizer.fields import Fields, Limits, Subject
 from models.decoder.verbalizer.numbers import NumberWords, Percentiles, age_words, duration_words, gap_words
-from models.decoder.verbalizer.template import parse_template
+from models.decoder.verbalizer.template import Field, parse_template
 from tests.models.decoder.prompts import CATALOGUE, DAY_MS, SCHEMA
 
 HOUR_MS = 3_600_000
@@ -105,6 +105,24 @@ def test_formats(template: str, text: str) -> None:
     )
     runs = parsed.fill(lambda named: fields.words(named, subject, Limits()))
     assert "".join(run.text for run in runs) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [(1995.0, "1995"), (1299.95, "1300"), (2.5, "2.5"), (0.123456, "0.123"), (float("nan"), "unknown"),
+     (float("inf"), "unknown"), (True, "yes"), (7, "7"), ("\n7", "7")],
+)  # fmt: skip
+def test_numbers_of_attributes(value: object, words: str) -> None:
+    fields, parsed = Fields(SCHEMA.item), parse_template("{year}")
+    runs = parsed.fill(lambda named: fields.words(named, Subject({"year": value}), Limits()))
+    assert [run.text for run in runs] == [words]
+
+
+@pytest.mark.parametrize("value", ["1995", True, float("nan"), 10**20, -(10**20), [1]])
+def test_what_is_no_time_is_missing(value: object) -> None:
+    fields = Fields(SCHEMA.item)
+    for how in ("age", "year", "date"):
+        assert fields.words(Field("released", how), Subject({"released": value}), Limits()) is None
 
 
 def test_wrong_shapes_and_settings_are_refused() -> None:

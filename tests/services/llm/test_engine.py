@@ -14,7 +14,7 @@ from services.llm.engine import MASS_EVERY
 from services.llm.probes import Probe, reference_scores
 from services.llm.scheduler import Refused
 from services.retrieval.engine import ItemChange
-from tests.services.llm.world import DAY_MS, LIKE, NOW_MS, EngineWorld, film, member, roomy_decoder
+from tests.services.llm.world import DAY_MS, LIKE, NOW_MS, Clock, EngineWorld, film, member, roomy_decoder
 
 
 def call(user: UserState, keys: list[int]) -> RerankCall:
@@ -32,9 +32,13 @@ def test_scores_are_those_of_every_candidate_alone() -> None:
     answer = ScoreCall(task=None, user=user, items=[Asked(key=key, attributes={}) for key in keys], now_ms=NOW_MS)
     answered = world.result(world.engine.score(answer, world.deadline_s()))
     np.testing.assert_allclose(answered.scores[:, 0], reranking.scores, atol=1e-5)
-    prompt = world.engine._prompt(world.engine.served, verbalizer, user, None, NOW_MS)
-    rows = [verbalizer.candidate(film(key), world.engine.numbers.standing(key, LIKE.numbers), NOW_MS, prompt.newest_ms)
-            for key in keys]  # fmt: skip
+    prompt = world.engine.teller.prompt(verbalizer, user, None, NOW_MS, 2048)
+    numbers = world.engine.teller.numbers
+    standings = [numbers.standing(key, LIKE.numbers) for key in keys]
+    rows = [
+        verbalizer.candidate(film(key), standing, NOW_MS, prompt.newest_ms)
+        for key, standing in zip(keys, standings, strict=True)
+    ]
     probe = Probe("like", prompt.text, prompt.tokens, rows, verbalizer.labels)
     np.testing.assert_allclose(reranking.scores, reference_scores(roomy_decoder(), probe)[:, 0], atol=1e-4)
     assert answered.prompt_tokens == len(prompt.tokens) and answered.num_entries == 12
@@ -42,7 +46,7 @@ def test_scores_are_those_of_every_candidate_alone() -> None:
 
 
 def test_the_depth_is_what_there_is_time_for() -> None:
-    world = EngineWorld(tokens_per_s=2000.0)
+    world = EngineWorld(tokens_per_s=2000.0, clock=Clock())
     user = member(10)
     world.result(world.engine.prefill(user, NOW_MS, world.deadline_s()))
     keys = list(range(10, 40))
@@ -57,12 +61,6 @@ def test_the_depth_is_what_there_is_time_for() -> None:
 
 
 def test_what_was_scored_until_the_time_ran_out_is_the_answer() -> None:
-    class Clock:
-        now_s = 0.0
-
-        def __call__(self) -> float:
-            return self.now_s
-
     clock = Clock()
     world = EngineWorld(tokens_per_s=2000.0, clock=clock)
     user, keys = member(4), list(range(10, 40))
@@ -92,6 +90,42 @@ def test_a_prompt_that_was_read_ahead_is_not_paid_again() -> None:
     assert world.scheduler.num_tokens - prompt_tokens < prompt_tokens / 2
     assert world.engine.prefill(user, NOW_MS, world.deadline_s()).done() and len(world.scheduler) == 0
     assert not world.engine._reading
+
+
+def test_a_prompt_too_long_for_the_time_is_shortened_and_read_for_the_next_request() -> None:
+    world = EngineWorld(tokens_per_s=1000.0, clock=Clock())
+    engine, user = world.engine, member(20)
+    served = engine.served
+    whole = engine.teller.prompt(served.ranker, user, None, NOW_MS, 2048)
+    assert len(whole.tokens) > 300
+    ahead = engine.prefill(user, NOW_MS, world.deadline_s(0.45))
+    short = engine._chosen(served, user, NOW_MS, world.deadline_s(0.01))
+    assert 0 < short.num_entries < whole.num_entries and len(short.tokens) <= 200
+    assert short.parts[0] == whole.parts[0] and short.newest_ms == whole.newest_ms
+    world.result(ahead)
+    reranking = world.result(engine.rerank(call(user, [30, 31, 32]), world.deadline_s(0.45)))
+    assert len(reranking.scores) >= 1
+    while world.scheduler.step():
+        pass
+    assert served.backend.unread(whole.tokens) == 0, "read when there was nothing else to do"
+    world.scheduler.speed.reset(1000.0)
+    assert engine._chosen(served, user, NOW_MS + 1, world.deadline_s(0.45)).tokens == whole.tokens
+
+
+def test_a_prompt_keeps_its_beginning_while_the_history_grows() -> None:
+    """Of a history that does not fit only the new part is read, for some actions at a time."""
+    world = EngineWorld()
+    engine = world.engine
+    reads = []
+    for length in range(14, 38):
+        user = member(length)
+        moved = replace(user.history, ts_ms=NOW_MS - DAY_MS * 60 + DAY_MS * np.arange(length))
+        user = UserState({"age": 30}, moved)
+        prompt = engine.teller.prompt(engine.served.ranker, user, None, NOW_MS, 400)
+        assert len(prompt.tokens) <= 300 and prompt.dropped.budget > 0
+        reads.append(engine.served.backend.unread(prompt.tokens) / len(prompt.tokens))
+        world.result(engine._read(engine.served, prompt.tokens, 1, world.deadline_s()))
+    assert np.mean(np.array(reads[1:]) < 0.5) > 0.5, "mostly it grows at its end"
 
 
 def test_where_the_score_has_no_weight_nothing_is_computed() -> None:

@@ -54,12 +54,12 @@ class FakeServer:
         seed: int = 0,
         shape: str = "vllm",
         tokenize: bool = True,
-        encode: Callable[[str], list[int]] = tiny_tokenizer().encode,
+        encode: Callable[[str], list[int]] | None = None,
     ) -> None:
         self.decoder = roomy_decoder(seed)
         self.shape = shape
         self.tokenize = tokenize
-        self.encode = encode
+        self.encode = encode or tiny_tokenizer().encode
         self.bodies: list[dict[str, Any]] = []
 
     def __call__(self, request: httpx.Request) -> httpx.Response:
@@ -182,7 +182,7 @@ def test_texts_of_another_version_are_refused(tmp_path: Path) -> None:
     registry = ArtifactRegistry(tmp_path)
     model = llm_model(SCHEMA, (LIKE,))
     publish_llm(registry, SCHEMA, replace(model, versions={"like": "0" * 16}))
-    with pytest.raises(ValueError, match=r"task 'like' reads as version [0-9a-f]{16} here .* shortlist train llm"):
+    with pytest.raises(ValueError, match=r"task 'like' reads as version [0-9a-f]{16} here, .* shortlist train llm"):
         load_llm(registry.open("llm"), SCHEMA, (), LlmSettings(), scheduler(), structlog.get_logger())
 
 

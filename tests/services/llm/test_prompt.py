@@ -6,9 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from models.decoder.verbalizer.task import TaskError
 from models.decoder.verbalizer.verbalizer import Verbalizer
+from services.cli import app
 from services.clock import Clock
 from services.datasets.dataset import Dataset
 from services.datasets.movielens import prepare_movielens
@@ -20,7 +22,6 @@ from services.settings import Settings
 from services.storage.artifacts import Provenance
 from tests.models.decoder.tiny import tiny_tokenizer
 from tests.services.films import DAY_S, FIRST_S, write_ml_100k
-from tests.services.processes import run
 
 DATASET = Path(__file__).parents[3] / "configs" / "movielens.toml"
 
@@ -79,11 +80,13 @@ def test_what_is_not_there_is_said(settings: Settings) -> None:
 
 
 def test_the_command_prints_it(settings: Settings) -> None:
-    arguments = ("prompt", "show", "--user", "7", "--item", "3")
-    shown = run(*arguments, data_dir=settings.data_dir, SHORTLIST_DATASET=str(DATASET))
-    assert "Film 3 (1982)" in shown and "the answer is ' Yes'" in shown
-    refused = run(*arguments, "--task", "lik", data_dir=settings.data_dir, SHORTLIST_DATASET=str(DATASET), expect=2)
-    assert 'did you mean "like"' in refused and "Traceback" not in refused
+    environment = {"SHORTLIST_DATA_DIR": str(settings.data_dir), "SHORTLIST_DATASET": str(DATASET)}
+    arguments = ["prompt", "show", "--user", "7", "--item", "3"]
+    shown = CliRunner().invoke(app, arguments, env=environment)
+    assert shown.exit_code == 0, shown.output
+    assert "Film 3 (1982)" in shown.stdout and "the answer is ' Yes'" in shown.stdout
+    refused = CliRunner().invoke(app, [*arguments, "--task", "lik"], env=environment)
+    assert refused.exit_code == 2 and 'did you mean "like"' in refused.output
 
 
 @pytest.mark.slow

@@ -13,18 +13,11 @@ import pytest
 import structlog
 
 from models.decoder.inference import Stopped
-from services.llm.scheduler import CHUNK_S, HEADROOM, Lease, Refused, Scheduler, Speed, Work
+from services.llm.scheduler import CHUNK_S, HEADROOM, MAX_IDLE, Lease, Refused, Scheduler, Speed, Work
+from tests.services.llm.world import Clock
 
 RATE = 1000.0
 """Tokens a second of the model here."""
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now_s = 100.0
-
-    def __call__(self) -> float:
-        return self.now_s
 
 
 class World:
@@ -216,6 +209,24 @@ def test_room_is_what_would_be_taken() -> None:
         world.submit(room + 5, 1.0)
     world.submit(room - 1, 1.0)
     assert world.scheduler.room(world.clock.now_s - 1.0) == 0
+
+
+def test_idle_work_is_in_nobodys_way() -> None:
+    world = World()
+    idle = world.scheduler.submit(world.work(2000, "idle"), 2000, world.clock.now_s + 10.0, idle=True)
+    world.scheduler.step()
+    assert world.order == ["idle"]
+    assert world.scheduler.room(world.clock.now_s + 1.0) == int(RATE / HEADROOM)
+    urgent = world.submit(800, 1.0, "urgent")
+    while not urgent.done():
+        world.scheduler.step()
+    assert not idle.done() and world.order.count("idle") == 1
+    world.drain()
+    assert idle.result(0) == "idle"
+    for _ in range(MAX_IDLE):
+        world.scheduler.submit(world.work(1), 1, world.clock.now_s + 10.0, idle=True)
+    with pytest.raises(Refused):
+        world.scheduler.submit(world.work(1), 1, world.clock.now_s + 10.0, idle=True)
 
 
 def test_the_queue_is_bounded() -> None:

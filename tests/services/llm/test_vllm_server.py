@@ -18,7 +18,7 @@ import torch
 
 from models.decoder.attention import PackedCausal
 from models.decoder.checkpoint import read_decoder, write_decoder
-from models.decoder.scoring import Labels
+from models.decoder.scoring import Candidate, Labels, Scorer
 from models.decoder.tokenizer import Tokenizer
 from services.llm.pretrained import fetch_smollm2
 from services.llm.vllm import VllmBackend, log_odds
@@ -27,7 +27,7 @@ from tests.services.llm.vllm_server import PYTHON, serve_vllm
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.timeout(600),
+    pytest.mark.timeout(900),
     pytest.mark.skipif(not PYTHON, reason="SHORTLIST_VLLM_PYTHON names no python with vLLM; this file says how"),
 ]
 
@@ -50,9 +50,8 @@ def served(request, tmp_path_factory):
         yield folder, url
 
 
-def scores_of(folder, query, items, labels):
-    """l_yes - l_no after each row, of the plain network."""
-    decoder = read_decoder(folder)
+def scores_of(decoder, query, items, labels):
+    """f64: l_yes - l_no after each row, of the plain network."""
     rows = [[*query, *item] for item in items]
     attention = PackedCausal([len(row) for row in rows])
     tokens_T = torch.tensor([token for row in rows for token in row])
@@ -63,12 +62,21 @@ def scores_of(folder, query, items, labels):
     return (yes - no).double().numpy()
 
 
+def engine_scores_of(decoder, query, items, labels):
+    """f32: the same by the engine that reads the query once."""
+    scorer = Scorer(decoder)
+    candidates = [Candidate(body=item[:-1], questions=[item[-1:]]) for item in items]
+    return scorer.score(scorer.prefill(query), candidates, labels).score_NQ[:, 0]
+
+
 def test_a_real_server_says_the_same_scores(served):
     folder, url = served
     tokenizer = Tokenizer.from_folder(folder)
     labels = Labels(tokenizer.single(" Yes"), tokenizer.single(" No"))
     query, items = tokenizer.encode(QUERY), tokenizer.encode_many(ITEMS)
-    expected = scores_of(folder, query, items, labels)
+    decoder = read_decoder(folder)
+    expected = scores_of(decoder, query, items, labels)
+    np.testing.assert_allclose(engine_scores_of(decoder, query, items, labels), expected, atol=1e-4)
     body = {
         "model": "llm", "query": query, "items": items, "label_token_ids": [labels.yes, labels.no],
         "apply_softmax": True, "item_first": False, "add_special_tokens": False,

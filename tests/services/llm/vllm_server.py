@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 
 PYTHON = os.environ.get("SHORTLIST_VLLM_PYTHON", "")
-START_S = 300
+START_S = 480
 _ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "VLLM_CPU_KVCACHE_SPACE": "1",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_WAIT_POLICY": "PASSIVE",
@@ -45,7 +45,8 @@ def serve_vllm(
     with log.open("wb") as out:
         server = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT,
-            env={**os.environ, **_ENVIRONMENT, "OMP_NUM_THREADS": str(num_threads)}, cwd=log.parent, start_new_session=True,
+            env={**os.environ, **_ENVIRONMENT, "OMP_NUM_THREADS": str(num_threads)}, cwd=log.parent,
+            start_new_session=True,
         )  # fmt: skip
         try:
             _wait(server, f"http://127.0.0.1:{port}", log)

@@ -99,6 +99,16 @@ def tiny_backend(max_bytes: int = 1 << 24) -> LocalBackend:
     return LocalBackend(Scorer(roomy_decoder(), "fp32"), PrefixCache(max_bytes))
 
 
+class Clock:
+    """Seconds that pass only when a test says so: on a busy machine real ones pass while nobody looks."""
+
+    def __init__(self) -> None:
+        self.now_s = 100.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
 class EngineWorld:
     """An engine over 40 films; its scheduler is stepped by hand."""
 

@@ -182,7 +182,7 @@ def test_our_engine_and_the_wire_say_the_same(platform: Platform, client: httpx.
     answer = post(client, "/v1/score", task="both", user_id="user-3", items=[{"id": "item-1"}, {"id": "item-9"}])
     state = platform.storage.state.hydrate("user-3").state
     verbalizer = served.verbalizers["both"]
-    prompt = platform.llm._prompt(served, verbalizer, state, None, platform.storage.clock.now_ms())
+    prompt = platform.llm.teller.prompt(verbalizer, state, None, platform.storage.clock.now_ms(), 2048)
     rows = []
     for item in ("item-1", "item-9"):
         document = platform.storage.items.get(item)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import httpx
 import numpy as np
 import pytest
 
+from services.datasets.dataset import Dataset
 from services.llm.engine import LlmEngine
 from services.llm.scheduler import Refused
 from services.platform import Platform, PlatformError, build_platform
@@ -18,6 +20,7 @@ from services.ranking.engine import RankingEngine
 from services.settings import SettingsError
 from services.storage.events import parse_event
 from services.storage.server import EmbeddedServer
+from tests.services.llm.world import llm_model, publish_llm
 from tests.services.serving.llm_world import llm_settings, make_llm_world
 from tests.services.serving.world import World, running
 
@@ -117,7 +120,7 @@ def test_the_prompt_is_read_while_retrieval_runs(
     rerank = LlmEngine.rerank
 
     def note(self: LlmEngine, *arguments: Any) -> Any:
-        prompt = self._prompt(self.served, self.served.ranker, arguments[0].user, None, arguments[0].now_ms)
+        prompt = self._chosen(self.served, arguments[0].user, arguments[0].now_ms, arguments[1])
         seen.append(self.served.backend.unread(prompt.tokens))
         return rerank(self, *arguments)
 
@@ -234,6 +237,25 @@ def test_another_process_reranks_the_same(llm_world: World, tmp_path: Path, monk
             assert refused.status_code == 503 and refused.headers["retry-after"] == "1"
     finally:
         server.stop()
+
+
+def test_a_promoted_model_takes_over_and_a_wrong_one_does_not(llm_world: World, tmp_path: Path) -> None:
+    with running(llm_settings(llm_world, tmp_path / "data")) as (platform, client):
+        assert platform.llm is not None
+        (reloader,) = [one for one in platform.reloaders if one.version == platform.llm.served.version]
+        before = ask(client)["served"]["llm"]
+        dataset = Dataset.load(llm_world.dataset)
+        schema, tasks = dataset.feature_schema(), dataset.task_prompts()[:1]
+        registry = platform.storage.artifacts
+        wrong = replace(llm_model(schema, tasks), versions={"like": "0" * 16})
+        publish_llm(registry, schema, wrong)
+        reloader.check()
+        assert reloader.refused is not None and "shortlist train llm" in reloader.refused[1]
+        assert ask(client)["served"]["llm"] == before
+        version = publish_llm(registry, schema, llm_model(schema, tasks, seed=1))
+        reloader.check()
+        answer = ask(client)
+        assert answer["served"]["llm"] == version != before and answer["degraded"] == []
 
 
 def test_turned_on_without_a_model_the_platform_serves_without(world: World, tmp_path: Path) -> None:
