@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, TypeVar, cast
+from typing import IO, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from index.attributes import AttributeSchema
 from index.code_rows import Frame
 from index.config import CodeKind, IndexConfig
+from index.manifest import field, read_manifest, write_manifest
 from index.memory import FILE_HEADER_BYTES, Reserved
 from index.rows import RowArrays
 from kernels.codes import NO_ROTATION, NUM_ARRAYS, Codes
@@ -119,7 +120,7 @@ def write_snapshot(
             "metadata": json.loads(text),
             "files": files,
         }
-        _write_manifest(partial / MANIFEST, manifest)
+        write_manifest(partial / MANIFEST, manifest)
         _sync_folder(partial)
         path = folder / f"{_PREFIX}{number:012d}"
         partial.rename(path)
@@ -138,7 +139,7 @@ def load_newest(folder: Path, backend: Backend, num_threads: int | None) -> tupl
     skipped: list[tuple[str, str]] = []
     for path in _list_snapshots(folder) if folder.is_dir() else []:
         try:
-            manifest = _read_manifest(path / MANIFEST)
+            manifest = read_manifest(path / MANIFEST)
             stored = _load(path, manifest, backend, num_threads)
         except (OSError, ValueError, KeyError, TypeError) as error:
             skipped.append((str(path), f"{type(error).__name__}: {error}"))
@@ -169,10 +170,10 @@ def _prune(folder: Path, keep: int) -> None:
 def _describe(path: Path, manifest: Mapping[str, object]) -> SnapshotInfo:
     return SnapshotInfo(
         path=path,
-        num_items=_field(manifest, "num_items", int),
-        offsets=_field(manifest, "offsets", dict),
-        metadata=_field(manifest, "metadata", dict),
-        created_ms=_field(manifest, "created_ms", int),
+        num_items=field(manifest, "num_items", int),
+        offsets=field(manifest, "offsets", dict),
+        metadata=field(manifest, "metadata", dict),
+        created_ms=field(manifest, "created_ms", int),
         size_bytes=sum(each.stat().st_size for each in path.iterdir()),
     )
 
@@ -206,7 +207,7 @@ def _list_arrays(
 
 def _code_arrays(arrays: RowArrays) -> dict[str, NDArray[np.generic]]:
     """The arrays of the codes that have rows, by file name."""
-    names = [f"code-{field.rpartition('_')[0]}.npy" for field in Codes._fields[:NUM_ARRAYS]]
+    names = [f"code-{name.rpartition('_')[0]}.npy" for name in Codes._fields[:NUM_ARRAYS]]
     names += ["sign-bit.npy", "sign-scale.npy"] if arrays.config.signs is not None else []
     by_file = dict(zip(names, arrays.code_rows.arrays, strict=True))
     return {name: array for name, array in by_file.items() if len(array)}
@@ -307,37 +308,37 @@ def _read_header(path: Path, header: IO[bytes]) -> tuple[tuple[int, ...], np.dty
 def _load(path: Path, manifest: dict[str, object], backend: Backend, num_threads: int | None) -> Stored:
     if manifest["format_version"] != FORMAT_VERSION:
         raise ValueError(f"format version {manifest['format_version']!r}, expected {FORMAT_VERSION}")
-    num_items, dim = _field(manifest, "num_items", int), _field(manifest, "dim", int)
-    schema = AttributeSchema.from_json(_field(manifest, "schema", list))
+    num_items, dim = field(manifest, "num_items", int), field(manifest, "dim", int)
+    schema = AttributeSchema.from_json(field(manifest, "schema", list))
     if schema.hash() != manifest["schema_hash"]:
         raise ValueError("the schema does not have the hash in the manifest")
     config = IndexConfig(
         dim=dim,
         schema=schema,
-        signals=tuple(_field(manifest, "signals", list)),
+        signals=tuple(field(manifest, "signals", list)),
         capacity=max(1, num_items + num_items // 8),
         codes=cast(CodeKind, manifest.get("codes", "int8")),
         store_vectors=bool(manifest.get("store_vectors", True)),
         rotate=bool(manifest.get("rotate", False)),
         signs=cast("SignKind | None", manifest.get("signs")),
         sign_bits=cast(int, manifest.get("sign_bits", 0)),
-        keep_snapshots=_field(manifest, "keep_snapshots", int),
+        keep_snapshots=field(manifest, "keep_snapshots", int),
         backend=backend,
         num_threads=num_threads,
     )
-    files = _field(manifest, "files", dict)
+    files = field(manifest, "files", dict)
     arrays = _read_rows_of(path, files, config, manifest)
-    return Stored(arrays, num_items, _field(manifest, "offsets", dict), manifest.get("costs"))
+    return Stored(arrays, num_items, field(manifest, "offsets", dict), manifest.get("costs"))
 
 
 def _read_rows_of(
     path: Path, files: Mapping[str, Mapping[str, object]], config: IndexConfig, manifest: Mapping[str, object]
 ) -> RowArrays:
     """The arrays of a snapshot: vectors laid under their array, codes and keys read into theirs."""
-    num_items = _field(manifest, "num_items", int)
+    num_items = field(manifest, "num_items", int)
     frame = _read_frame(path, files, config)
     arrays = RowArrays(config, config.capacity, frame=frame)
-    arrays.has_mean = _field(manifest, "has_mean", bool)
+    arrays.has_mean = field(manifest, "has_mean", bool)
     codes = _code_arrays(arrays) if manifest.get("codes_version") == CODES_VERSION else {}
     targets: dict[str, tuple[NDArray[np.generic], Reserved | None]] = {
         "keys.npy": (arrays.key_N[:num_items], None),
@@ -390,48 +391,6 @@ def _read_frame(path: Path, files: Mapping[str, Mapping[str, object]], config: I
         found.get("rotation.npy", NO_ROTATION).astype(np.float64),
         found.get("projection.npy", np.empty((0, dim))).astype(np.float64),
     )
-
-
-# Manifest
-
-T = TypeVar("T")
-
-
-def _field(manifest: Mapping[str, object], name: str, kind: type[T]) -> T:
-    value = manifest[name]
-    if not isinstance(value, kind):
-        raise ValueError(f"manifest {name!r}: {value!r}, expected {kind.__name__}")
-    return value
-
-
-def _write_manifest(path: Path, manifest: Mapping[str, object]) -> None:
-    """{"manifest": ..., "sha256": checksum of the canonical text of "manifest"}, on one canonical line."""
-    body = _canonical(manifest)
-    with path.open("xb") as file:
-        file.write(_sealed(body))
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _read_manifest(path: Path) -> dict[str, object]:
-    """ValueError unless the file is byte for byte what `_write_manifest` writes for its content."""
-    raw = path.read_bytes()
-    try:
-        document = json.loads(raw)
-    except ValueError as error:
-        raise ValueError(f"{path.name} is not JSON: {error}") from error
-    manifest = document.get("manifest") if isinstance(document, dict) else None
-    if not isinstance(manifest, dict) or raw != _sealed(_canonical(manifest)):
-        raise ValueError(f"{path.name} does not have the checksum it names")
-    return manifest
-
-
-def _sealed(body: bytes) -> bytes:
-    return b'{"manifest":%s,"sha256":"%s"}\n' % (body, hashlib.sha256(body).hexdigest().encode())
-
-
-def _canonical(manifest: Mapping[str, object]) -> bytes:
-    return json.dumps(manifest, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
 
 def _sync_folder(folder: Path) -> None:
