@@ -75,7 +75,7 @@ class Searcher:
         )
         with self._state.reading(question.keys) as view:
             hits = self._answer(question, view, depth)
-        if depth is None or hits.exact == self._state.config.store_vectors:
+        if "signs" not in hits.strategy.split("+"):
             return hits
 
         def measure() -> tuple[Hits, Hits]:

@@ -94,6 +94,15 @@ def test_recall_is_measured_beside_the_searches(vectors):
     assert wide.search(vectors[0], 10, depth=2900).recall == 1.0
 
 
+def test_without_vectors_recall_is_of_what_all_codes_would_answer(vectors):
+    index = fill(vectors, signs="rotated_sign", store_vectors=False, recall_every=1)
+    index.search(vectors[0], 10, depth=2900)
+    index._searcher.recall.wait()
+    hits = index.search(vectors[0], 10, depth=2900)
+    assert hits.recall == 1.0 and hits.recall_samples >= 1 and not hits.exact
+    assert index.search(vectors[0], 10).recall is None
+
+
 def test_counting_what_was_found():
     def hits(keys, scores):
         return Hits(
