@@ -1,6 +1,6 @@
 """Every kind of code over the same rows: 1,000,000 x 128, 100 results, one query, inner product.
 
-`python -m tests.bench.codes [--rows N] [--json FILE]`. Milliseconds are of the kernels alone, both cores, medians of 30
+`python -m tests.bench.codes [--quick] [--rows N] [--json FILE]`. Milliseconds are of the kernels alone, both cores, medians of 30
 queries, the kinds interleaved. recall is that of the exact 100 best; rows named exact are checked and must have 1.
 bytes: codes and what belongs to them, per row, without the float32 vector that every kind but none rescores with.
 
@@ -119,12 +119,13 @@ def run(record: Record, name: str, num_rows: int) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--quick", action="store_true", help="200,000 rows unless --rows says otherwise")
+    parser.add_argument("--rows", type=int)
     parser.add_argument("--json", type=Path, help="write the rows to this file")
     options = parser.parse_args()
     record = Record("codes")
     for name in ("clustered", "isotropic", "skewed"):
-        run(record, name, options.rows)
+        run(record, name, options.rows or (200_000 if options.quick else 1_000_000))
     record.write(options.json)
     print(record.table())
     return 0

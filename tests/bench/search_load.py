@@ -1,6 +1,6 @@
 """Callers of one index at once: what `BatchingIndex` joins, by the number of searches that it lets run together.
 
-`python -m tests.bench.search_load [--rows N] [--json FILE]`: closed loops of 1 to 64 callers, one query of 128
+`python -m tests.bench.search_load [--quick] [--rows N] [--json FILE]`: closed loops of 1 to 64 callers, one query of 128
 dimensions and 100 results each, without a filter. Throughput and percentiles by callers and `max_running`.
 """
 
@@ -47,8 +47,8 @@ def load(
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="1 s for each measurement in place of 3")
     parser.add_argument("--rows", type=int, default=1_000_000)
-    parser.add_argument("--seconds", type=float, default=3.0, help="of each measurement")
     parser.add_argument("--json", type=Path, help="write the rows to this file")
     options = parser.parse_args()
     rng, record = np.random.default_rng(5), Record("search_load")
@@ -56,10 +56,11 @@ def main() -> int:
     query_BD = near(rng, vector_ND, 256)
     index = fill(vector_ND, rng.integers(1000, size=options.rows), len(os.sched_getaffinity(0)))
     index.warm_up()
+    seconds = 1.0 if options.quick else 3.0
     for callers in CALLERS:
         for running in RUNNING if callers > 1 else (1,):
-            times, joined = load(index, query_BD, callers, running, options.seconds)
-            note = f"{len(times) / options.seconds:.0f} calls/s, {joined:.1f} calls a search"
+            times, joined = load(index, query_BD, callers, running, seconds)
+            note = f"{len(times) / seconds:.0f} calls/s, {joined:.1f} calls a search"
             record.add_samples(f"{callers} callers, max_running {running}", times, "ms", note)
     record.write(options.json)
     print(record.table())
