@@ -1,8 +1,9 @@
 """Every kind of code over the same rows: 1,000,000 x 128, 100 results, one query, inner product.
 
-`python -m tests.bench.codes [--quick] [--rows N] [--json FILE]`. Milliseconds are of the kernels alone, both cores, medians of 30
-queries, the kinds interleaved. recall is that of the exact 100 best; rows named exact are checked and must have 1.
-bytes: codes and what belongs to them, per row, without the float32 vector that every kind but none rescores with.
+`python -m tests.bench.codes [--quick] [--rows N] [--json FILE]`. Milliseconds are of the kernels alone, both cores,
+medians of 30 queries, the kinds interleaved. recall is that of the exact 100 best; rows named exact are checked and
+must have 1. bytes: codes and what belongs to them, per row, without the float32 vector that every kind but none
+rescores with.
 
 Data: `clustered` as in `tests.bench.retrieval`; `isotropic`, normal vectors of length 1, queries near none of them;
 `skewed`, clustered with dimensions that fall as 1 / sqrt(d) and a large shared mean.

@@ -1,7 +1,7 @@
 """Callers of one index at once: what `BatchingIndex` joins, by the number of searches that it lets run together.
 
-`python -m tests.bench.search_load [--quick] [--rows N] [--json FILE]`: closed loops of 1 to 64 callers, one query of 128
-dimensions and 100 results each, without a filter. Throughput and percentiles by callers and `max_running`.
+`python -m tests.bench.search_load [--quick] [--rows N] [--json FILE]`: closed loops of 1 to 64 callers, one query of
+128 dimensions and 100 results each, without a filter. Throughput and percentiles by callers and `max_running`.
 """
 
 from __future__ import annotations
