@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from index.boosts import Boost
+from index.config import IndexConfig
 from index.hits import Hits
 from index.live import LiveIndex
 from index.planner import Costs
@@ -195,3 +196,12 @@ def test_what_does_not_fit_is_refused(vectors):
             fill(vectors[:1], **options)
     with pytest.raises(ValueError, match="rotate with dim = 4096, expected at most 2048"):
         fill(np.zeros((1, 4096), np.float32), rotate=True)
+
+
+def test_warming_up_measures_what_1_bit_codes_cost():
+    vectors = np.random.default_rng(0).standard_normal((17_000, 8)).astype(np.float32)
+    index = LiveIndex(IndexConfig(dim=8, signs="rotated_sign"))
+    index.upsert(np.arange(len(vectors)), vectors, [{}] * len(vectors))
+    index.warm_up()
+    assert index.costs_from == "measured" and index.costs.signs not in (0.0, Costs().signs)
+    assert index.search(vectors[3], 5, depth=400).keys[0, 0] >= 0
