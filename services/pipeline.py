@@ -129,11 +129,15 @@ class Responder:
 
     def _explain(self, query: Query, ranked: Ranked, row: int) -> Explanation:
         candidates, probabilities = ranked.candidates, ranked.probabilities
+        boost = 0.0
+        if candidates.unboosted is not None:
+            boost = float(candidates.scores[row]) - float(candidates.unboosted[row])
         terms: dict[str, float] = {}
         if probabilities is not None:
             terms = query.value.function.terms(probabilities, self._tasks, candidates, row)
         return Explanation(
             retrieval_score=float(candidates.scores[row]),
+            boost=boost,
             value_terms=terms,
             exploration=0.0 if ranked.explored is None else float(ranked.scores[row]) - sum(terms.values()),
             signals=dict(zip(self._signals, candidates.signals[row].tolist(), strict=True)),

@@ -15,6 +15,7 @@ import structlog
 from numpy.typing import NDArray
 from starlette.exceptions import HTTPException
 
+from index.boosts import Boost
 from index.filter import Filter
 from models.data.state import History, UserState
 from services.candidates import Candidates
@@ -41,6 +42,7 @@ class Query:
     session: History | None
     limit: int
     filter: Filter | None
+    boosts: tuple[Boost, ...] = ()
     exclude_seen: bool
     exclude: NDArray[np.int64] = field(default_factory=no_keys)
     given: NDArray[np.int64] | None = None

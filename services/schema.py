@@ -16,6 +16,8 @@ MAX_EXCLUDED = 10_000
 MAX_SESSION_EVENTS = 1000
 DEFAULT_LIMIT = 10
 MAX_OFFSETS_LENGTH = 64
+MAX_BOOSTS = 16
+MAX_BOOST_WEIGHT = 1e6
 
 Id = Annotated[str, Field(min_length=1), AfterValidator(check_id)]
 Limit = Annotated[int, Field(ge=1, le=MAX_LIMIT)]
@@ -54,6 +56,17 @@ class Exclude(Wire):
     item_ids: list[Id] = Field(default_factory=list, max_length=MAX_EXCLUDED)
 
 
+class RequestBoost(Wire):
+    """A weight for the items that satisfy a filter."""
+
+    filter: FilterSource
+    weight: float = Field(
+        ge=-MAX_BOOST_WEIGHT,
+        le=MAX_BOOST_WEIGHT,
+        description="added to the inner product of the user's and the item's vector; below 0: such items come later",
+    )
+
+
 class RecommendationRequest(Wire):
     """One question: who is it for, how many, under which conditions."""
 
@@ -63,6 +76,12 @@ class RecommendationRequest(Wire):
     filter: FilterSource | None = Field(
         default=None,
         description="hard condition on item attributes, as text (`year >= 1990`) or as a JSON object",
+    )
+    boosts: list[RequestBoost] = Field(
+        default_factory=list,
+        max_length=MAX_BOOSTS,
+        description="soft conditions: their weights take part in choosing the candidates and in the retrieval score; "
+        "the value function then orders those",
     )
     exclude: Exclude | None = Field(default=None, description="default: what the user has seen")
     candidates: list[Id] | None = Field(
@@ -91,7 +110,8 @@ class RecommendationRequest(Wire):
 class Explanation(Wire):
     """What an item's score is made of."""
 
-    retrieval_score: float = Field(description="inner product of the user's and the item's vector")
+    retrieval_score: float = Field(description="inner product of the user's and the item's vector, and `boost`")
+    boost: float = Field(default=0.0, description="what the request's boosts added to it")
     value_terms: dict[str, float] = Field(
         description="the summands of the value function, a weighted task under its own name; they add up to the score"
         "; where the answer was explored, to what was expected"

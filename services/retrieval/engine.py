@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index.batching import BatchingIndex
+from index.boosts import Boost
 from index.filter import Exists, Filter, Range
 from index.live import Hits, LiveIndex, SnapshotInfo
 from models.data.items import ItemTable
@@ -131,27 +132,32 @@ class RetrievalEngine:
         k: int,
         filter: Filter | None = None,
         exclude: NDArray[np.int64] | None = None,
+        boosts: Sequence[Boost] = (),
     ) -> Candidates:
         """Return the k best candidates, best first; fewer only where fewer items match.
 
-        exclude: keys that no source may return.
+        exclude: keys that no source may return.  boosts: weights on top of the inner products; a search with boosts
+        is not joined with others, and the other sources know nothing of them.
         """
         vector_D = self.model.encode_users([user], now_ms)[0]
-        towers = self.searches.search(vector_D, k, filter, exclude)
+        if boosts:
+            towers = self.index.search(vector_D, k, filter, exclude, boosts=boosts)
+        else:
+            towers = self.searches.search(vector_D, k, filter, exclude)
         lists = [
             ("popular", self._by_signal(self.popular, self.quotas.popular, k, filter, exclude)),
             ("recent", self._by_signal(self.recent, self.quotas.recent, k, filter, exclude)),
             ("towers", _found(towers)),
         ]
         keys, sources = _blend(lists, k)
-        return self._candidates(keys, sources, vector_D, now_ms, self._plan(towers))
+        return self._candidates(keys, sources, vector_D, now_ms, self._plan(towers), boosts)
 
-    def score(self, user: UserState, now_ms: int, keys: NDArray[np.int64]) -> Candidates:
+    def score(self, user: UserState, now_ms: int, keys: NDArray[np.int64], boosts: Sequence[Boost] = ()) -> Candidates:
         """Return exactly these items as candidates, best first; keys the index does not hold are left out."""
         keys = np.unique(keys)
         vector_D = self.model.encode_users([user], now_ms)[0]
         plan = Plan(matched=len(keys), scanned=len(keys), rescored=len(keys), strategy="given", exact=True)
-        return self._candidates(keys, np.full(len(keys), _BITS["given"]), vector_D, now_ms, plan)
+        return self._candidates(keys, np.full(len(keys), _BITS["given"]), vector_D, now_ms, plan, boosts)
 
     def similar(self, key: int, k: int, filter: Filter | None = None) -> Candidates | None:
         """Return the k items whose vectors are nearest to the item's; None where the index does not hold it."""
@@ -304,11 +310,15 @@ class RetrievalEngine:
         vector_D: NDArray[np.float32],
         now_ms: int,
         plan: Plan,
+        boosts: Sequence[Boost],
     ) -> Candidates:
         vectors_nD, held = self.index.vectors(keys)
         if not held.all():  # deleted since the search
             keys, sources, vectors_nD = keys[held], sources[held], vectors_nD[held]
+        unboosted = None
         scores = (vectors_nD @ vector_D).astype(np.float32)
+        if boosts:
+            unboosted, scores = scores, (scores + self.index.weights(keys, boosts)).astype(np.float32)
         order = np.lexsort((keys, -scores))
         keys = keys[order]
         signals = self.index.signals(keys) * decay_factors(self.schema.signals, self._landmark_ms, now_ms)
@@ -319,6 +329,7 @@ class RetrievalEngine:
             signals=signals,
             plan=plan,
             versions=self.versions(),
+            unboosted=None if unboosted is None else unboosted[order],
         )
 
 

@@ -105,6 +105,25 @@ def test_no_match_is_an_empty_slate(client: httpx.Client) -> None:
     assert answer["items"] == [] and answer["filter_plan"]["matched"] == 0
 
 
+def test_boosts_bring_items_among_the_candidates(client: httpx.Client) -> None:
+    question: Answer = {"user_id": "user-2", "limit": 200, "exclude": {"seen": False}, "explain": True}
+    plain = {item["id"]: item["explanation"] for item in ask(client, **question)["items"]}
+    assert all(each["boost"] == 0.0 for each in plain.values())
+    boosts = [{"filter": 'genre any_of ["Comedy"]', "weight": 1000}, {"filter": "year < 1990", "weight": -2.5}]
+    answer = ask(client, **question, boosts=boosts, include=["metadata"])
+    assert "boosted" in answer["filter_plan"]["strategy"] and answer["filter_plan"]["exact"] is True
+    for item in answer["items"]:
+        explanation, attributes = item["explanation"], item["metadata"]
+        expected = 1000.0 * ("Comedy" in attributes["genre"]) - 2.5 * (attributes["year"] < 1990)
+        assert explanation["boost"] == pytest.approx(expected, abs=1e-3)
+        if item["id"] in plain:
+            alone = plain[item["id"]]["retrieval_score"]
+            assert explanation["retrieval_score"] == pytest.approx(alone + expected, abs=1e-3)
+    given = [f"item-{item}" for item in range(30, 50)]
+    ranked = ask(client, user_id="user-5", candidates=given, boosts=boosts)
+    assert sorted(ids_of(ranked)) == sorted(given)
+
+
 def test_seen_items_stay_out_unless_asked_for(platform: Platform, client: httpx.Client) -> None:
     seen = set(platform.storage.state.hydrate("user-3").seen.tolist())
     seen_ids = {i for i in platform.storage.items.ids_of(sorted(seen)) if i}
