@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ from models.data.events import EventCursor, EventTable
 from models.data.items import ItemTable
 from models.evaluate import dcg_at, ndcg_at, recall_at
 from models.ranking.model import RankingModel
+from models.ranking.training import RankingConfig
 from models.retrieval.model import RetrievalModel
 from models.train.loop import StageProgress
 from services.ranking.engine import RankingEngine
@@ -84,15 +85,20 @@ def replay(
     value: ValueSource,
     config: ReplayConfig | None = None,
     progress: StageProgress | None = None,
+    ranking: RankingConfig | None = None,
 ) -> Replay:
-    """Split, train on the past, walk the test window twice (sessions; all at the split), and score every system."""
+    """Split, train on the past, walk the test window twice (sessions; all at the split), and score every system.
+
+    ranking: how the ranker is built and trained; its seed is the replay's.
+    """
     config = config or ReplayConfig()
+    ranking = replace(ranking or RankingConfig(), seed=config.seed)
     function = ValueFunction.parse(value, data.schema)
     split_ms = data.events.quantile_ms(1.0 - config.test_share)
     past, future = data.events.split(split_ms)
     births_ms = _births_ms(data, config.born)
     started = time.perf_counter()
-    retrieval_model, ranking_model = _train(data, past, births_ms < split_ms, config.seed, progress)
+    retrieval_model, ranking_model = _train(data, past, births_ms < split_ms, ranking, progress)
     trained = time.perf_counter()
 
     def walk(name: str, requests: Sequence[ReplayRequest]) -> Scores:
@@ -138,12 +144,16 @@ def judge_sessions(
 
 
 def _train(
-    data: TrainingData, past: EventTable, born: NDArray[np.bool_], seed: int, progress: StageProgress | None
+    data: TrainingData,
+    past: EventTable,
+    born: NDArray[np.bool_],
+    config: RankingConfig,
+    progress: StageProgress | None,
 ) -> tuple[RetrievalModel, RankingModel]:
     items = ItemTable(data.schema)
     items.upsert(data.item_keys[born], [row for row, here in zip(data.item_attributes, born, strict=True) if here])
-    retrieval = fit_retrieval(data, items, past, seed, progress)
-    return retrieval, fit_ranking(data, items, past, seed, progress)
+    retrieval = fit_retrieval(data, items, past, config.seed, progress)
+    return retrieval, fit_ranking(data, items, past, config, progress)
 
 
 class _World:

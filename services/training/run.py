@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from models.ranking.incremental import IncrementalConfig
 from models.train.loop import StageProgress
 from services.datasets.dataset import Dataset
 from services.folder import job_storage
@@ -28,13 +29,14 @@ def run_training(
     incremental: train the active ranker on, instead of new models from nothing; `kinds` is then not read.
     """
     dataset = Dataset.load(settings.dataset)
-    gate = make_gate(settings, dataset, config)
+    gate, ranking = make_gate(settings, dataset, config), dataset.ranking.config()
     with job_storage(settings, "train") as storage:
         data = load_training_data(storage, dataset.feature_schema())
         checkpoints = storage.data_dir / CHECKPOINTS
         if incremental:
-            return [train_on(data, storage.artifacts, gate, progress=progress, checkpoints=checkpoints)]
-        return train(data, storage.artifacts, gate, kinds, progress, checkpoints)
+            increment = IncrementalConfig.of(ranking)
+            return [train_on(data, storage.artifacts, gate, increment, progress, checkpoints)]
+        return train(data, storage.artifacts, gate, kinds, progress, checkpoints, ranking)
 
 
 def make_gate(settings: Settings, dataset: Dataset, config: GateConfig | None = None) -> Gate:
