@@ -21,7 +21,6 @@ from services.gateway.gateway import Gateway
 from services.gateway.questions import known_event_types
 from services.ingest.app import applied_router
 from services.ingest.appliers import (
-    apply_events_to_popularity,
     apply_events_to_retrieval,
     apply_items_to_ranking,
     apply_items_to_retrieval,
@@ -31,6 +30,7 @@ from services.ingest.archiver import Archiver
 from services.ingest.client import IngestClient, LocalIngest, RemoteIngest
 from services.ingest.follower import Apply, Follower
 from services.ingest.offsets import Progress
+from services.ingest.popularity import PopularityKeeper
 from services.ingest.signals import SignalKeeper
 from services.ingest.snapshots import Snapshots
 from services.ingest.visibility import Visibility, Wait
@@ -108,6 +108,7 @@ class Assembly:
         self.snapshots: Snapshots | None = None
         self.signals: SignalKeeper | None = None
         self.reloaders: list[Reloader] = []
+        self.offsets: PopularityKeeper | None = None
         self.scenarios: Scenarios | None = None
         self.archiver: Archiver | None = None
         self.log: Log | None = None
@@ -196,12 +197,16 @@ class Assembly:
             engine.replace(self._load_ranking(promoted), self.storage.clock.now_ms())
             self._check_posterior(engine)
 
-        self._follow(
-            "ranking-events",
-            "events",
-            self.storage.streams.last_offset("events"),
-            apply_events_to_popularity(engine, self.schema, self.storage),
+        self.offsets = PopularityKeeper(
+            engine,
+            self.schema,
+            self.storage,
+            interval_s=self.settings.ranking.offsets_interval_s,
+            metrics=self.metrics,
+            logger=self.logger,
         )
+        self._follow("ranking-events", "events", self.offsets.restore(), self.offsets.apply)
+        self._check_thread("ranker offsets", self.offsets.state)
         self.reloaders.append(self._reloader("ranking", artifact.version, replace))
         self.ranking = LocalRanking(engine, self.engine_workers, progress)
         self.routers.append(ranking_router(engine, self.engine_workers))

@@ -47,6 +47,7 @@ class Platform:
         self.archiver = assembly.archiver
         self.signals = assembly.signals
         self.reloaders = assembly.reloaders
+        self.offsets = assembly.offsets
         self.scenarios = assembly.scenarios
         self.app: FastAPI = assembly.app
         self._log = assembly.log
@@ -91,7 +92,9 @@ class Platform:
 
     def _threads(self) -> list[_Running]:
         others = [
-            thread for thread in (self.snapshots, self.archiver, self.signals, self.scenarios) if thread is not None
+            thread
+            for thread in (self.snapshots, self.archiver, self.signals, self.offsets, self.scenarios)
+            if thread is not None
         ]
         return [*self.followers, *self.reloaders, *others]
 
@@ -99,6 +102,7 @@ class Platform:
         for what, write in (
             ("index snapshot", self.snapshots.write if self.snapshots else None),
             ("archive", self.archiver.flush if self.archiver else None),
+            ("popularity offsets", self.offsets.write if self.offsets else None),
         ):
             if write is None:
                 continue

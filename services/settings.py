@@ -105,6 +105,8 @@ class RankingSettings(_Section):
     """Bits of a number in the ranker's embedding tables: 32 as trained; 8 takes three eighths of the memory."""
     reload_interval_s: Annotated[float, Field(gt=0)] = 2.0
     """Seconds between looks for a newly promoted model, which then replaces the one in use between requests."""
+    offsets_interval_s: Annotated[float, Field(gt=0)] = 10.0
+    """Seconds between writes of the ranker's popularity offsets; after a crash, later events are counted again."""
 
 
 class IngestSettings(_Section):
