@@ -262,6 +262,7 @@ class Assembly:
             self.storage.scenarios,
             self.schema,
             self.dataset.ranking.value,
+            self._explore(),
             interval_s=settings.pipeline.scenarios_interval_s,
             metrics=self.metrics,
             logger=self.logger,
@@ -307,13 +308,13 @@ class Assembly:
                 num_candidates=self.settings.retrieval.num_candidates,
                 fallback_ms=fallback_ms,
             ),
-            rank=Rank(self.ranking, self._explore()),
+            rank=Rank(self.ranking),
             arrange=Arrange(self.storage, self.storage_workers, fallback_ms=fallback_ms),
         )
 
     def _explore(self) -> Explore | None:
         section = self.dataset.ranking.explore
-        return None if section is None else Explore(**section.model_dump())
+        return None if section is None else Explore.of(section)
 
     def _check_posterior(self, engine: RankingEngine) -> None:
         """Say so where Thompson sampling is asked for and the model cannot draw."""

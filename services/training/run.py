@@ -8,6 +8,7 @@ from services.datasets.dataset import Dataset
 from services.folder import job_storage
 from services.replay.job import ReplayConfig
 from services.settings import Settings
+from services.storage.scenarios import ScenarioStore
 from services.training.data import load_training_data
 from services.training.jobs import Outcome, train, train_on
 from services.training.promotion import Gate, GateConfig
@@ -29,8 +30,9 @@ def run_training(
     incremental: train the active ranker on, instead of new models from nothing; `kinds` is then not read.
     """
     dataset = Dataset.load(settings.dataset)
-    gate, ranking = make_gate(settings, dataset, config), dataset.ranking.config()
+    ranking = dataset.ranking.config()
     with job_storage(settings, "train") as storage:
+        gate = make_gate(settings, dataset, storage.scenarios, config)
         data = load_training_data(storage, dataset.feature_schema())
         checkpoints = storage.data_dir / CHECKPOINTS
         if incremental:
@@ -39,11 +41,12 @@ def run_training(
         return train(data, storage.artifacts, gate, kinds, progress, checkpoints, ranking)
 
 
-def make_gate(settings: Settings, dataset: Dataset, config: GateConfig | None = None) -> Gate:
+def make_gate(settings: Settings, dataset: Dataset, scenarios: ScenarioStore, config: GateConfig | None = None) -> Gate:
     """Return the gate that judges as the platform serves."""
     return Gate(
         attributes=dataset.attribute_schema(),
         value=dataset.ranking.value,
         replay=ReplayConfig(num_candidates=settings.retrieval.num_candidates, born=dataset.items.available_from),
+        scenarios=scenarios,
         config=config or GateConfig(),
     )
