@@ -1,13 +1,14 @@
 """Settings of the ranker's training chosen for a dataset: fitted on its own replayed requests, judged on later ones.
 
-`python -m tests.bench.ranking_settings movielens|completejourney [--window earlier|validation|test] [--seeds N]
-[--only NAME ...] [--json FILE]`
+`python -m tests.bench.ranking_settings movielens|completejourney|baskets [--window earlier|validation|test]
+[--seeds N] [--only NAME ...] [--json FILE]`
 
 The window is a tenth of the events: the last but two (`earlier`) or but one (`validation`), which choose, or the last
 (`test`). Towers and requests are made as `shortlist train` makes them, from the events before the window alone; the
-window's requests are ranked among all that retrieval finds, as in service. Every setting and seed is given the same
-requests. Figures: NDCG@10 of the dataset's own value function, and AUC within requests by task, as means over seeds;
-differences from the first setting are paired, with 95 % intervals over members.
+window's requests are ranked among all that retrieval finds, as in service. `baskets` is the log of The Complete Journey
+that tests.bench.ranking has, with its windows of trips: the whole of that data set takes long. Every setting and seed
+is given the same requests. Figures: NDCG@10 of the dataset's own value function, and AUC within requests by task, as
+means over seeds; differences from the first setting are paired, with 95 % intervals over members.
 """
 
 # R = requests, T = tasks
@@ -20,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,11 +46,15 @@ from services.datasets.dataset import Dataset
 from services.datasets.movielens import prepare_movielens
 from services.keys import keys_of
 from services.ranking.value import ValueFunction, order_of
+from tests.bench.ctr.compare import TEST
+from tests.bench.ctr.completejourney import Journey
 from tests.bench.ctr.log import item_statistics
+from tests.bench.ctr.log import prepare as prepare_log
 from tests.bench.record import Record
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 PREPARE = {"movielens": prepare_movielens, "completejourney": prepare_complete_journey}
+BASKETS = "baskets"
 WINDOWS = {"earlier": (0.7, 0.8), "validation": (0.8, 0.9), "test": (0.9, 1.0)}
 MAX_JUDGED = 1500
 """Requests of the window that are judged, evenly drawn."""
@@ -87,7 +93,7 @@ class Judged(NamedTuple):
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("dataset", choices=sorted(PREPARE))
+    parser.add_argument("dataset", choices=[*PREPARE, BASKETS])
     parser.add_argument("--window", choices=sorted(WINDOWS), default="validation")
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--only", nargs="*", choices=list(SETTINGS), help="settings beside the first")
@@ -95,7 +101,7 @@ def main() -> int:
     options = parser.parse_args()
     torch.set_num_threads(2)
     record = Record("ranking settings")
-    part, world = prepare(options.dataset, options.window)
+    part, world = (prepare_baskets if options.dataset == BASKETS else partial(prepare, options.dataset))(options.window)
     say(f"{len(part.training)} requests to train on, {len(part.held_out)} calibrate, {len(part.judged)} judged")
     members = np.array([example.user_key for example in part.judged])
     first: Judged | None = None
@@ -150,6 +156,22 @@ def prepare(name: str, window: str) -> tuple[Part, World]:
     )  # fmt: skip
     training = [example for example in requests if not example.held_out]
     return Part(training, [example for example in requests if example.held_out], judged), world
+
+
+def prepare_baskets(window: str) -> tuple[Part, World]:
+    """Take the log's own requests; those of its validation window calibrate when the test windows are judged."""
+    if window == "earlier":
+        raise SystemExit("the log of baskets has the windows validation and test")
+    log = Journey().baskets()
+    prepared = prepare_log(log, say)
+    held_out = () if window == "validation" else prepared.examples["validation"]
+    judged = [
+        example
+        for split in (("validation",) if window == "validation" else TEST)
+        for example in prepared.examples[split]
+    ]
+    world = World(Dataset.load(CONFIGS / "completejourney.toml"), log.schema, log.items, log.users, log.events)
+    return Part(prepared.examples["train"], held_out, judged), world
 
 
 def load(name: str) -> World:
