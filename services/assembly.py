@@ -47,7 +47,7 @@ from services.reloading import Reloader
 from services.retrieval.app import retrieval_router
 from services.retrieval.client import LocalRetrieval, RemoteRetrieval, RetrievalClient
 from services.retrieval.engine import Quotas, RetrievalEngine
-from services.retrieval.loading import index_folder, load_items, load_retrieval
+from services.retrieval.loading import index_folder, load_items, load_retrieval, stored_items
 from services.schema import DependencyState
 from services.settings import Settings
 from services.stages.arrange import Arrange
@@ -127,7 +127,8 @@ class Assembly:
 
     def _build_retrieval(self) -> None:
         settings = self.settings.retrieval
-        model = RetrievalModel.load(self._artifact("retrieval").folder, self.schema)
+        artifact = self._artifact("retrieval")
+        model = RetrievalModel.load(artifact.folder, self.schema)
         half_life_ms = parse_half_life(settings.recent_half_life)
         assert half_life_ms is not None
         engine = load_retrieval(
@@ -159,11 +160,18 @@ class Assembly:
         self.retrieval = LocalRetrieval(engine, self.retrieval_workers, progress)
         self.routers.append(retrieval_router(engine, self.retrieval_workers))
         self.metrics.watch("index_items", "Items in the index", lambda: float(engine.index.num_items))
-        searches = engine.searches
-        self.metrics.watch("index_calls", "Searches asked of the index", lambda: float(searches.num_calls))
+        self.metrics.watch("index_calls", "Searches asked of the index", lambda: float(engine.searches.num_calls))
         self.metrics.watch(
-            "index_passes", "Searches run for them: fewer, for they were joined", lambda: float(searches.num_searches)
+            "index_passes",
+            "Searches run for them: fewer, for they were joined",
+            lambda: float(engine.searches.num_searches),
         )
+
+        def replace(promoted: Artifact) -> None:
+            towers = RetrievalModel.load(promoted.folder, self.schema)
+            engine.replace(towers, stored_items(self.storage), self.storage.clock.now_ms(), settings.num_candidates)
+
+        self.reloaders.append(self._reloader("retrieval", artifact.version, replace, settings.reload_interval_s))
         self.snapshots = Snapshots(
             engine,
             index_folder(self.settings.data_dir),
@@ -207,7 +215,8 @@ class Assembly:
         )
         self._follow("ranking-events", "events", self.offsets.restore(), self.offsets.apply)
         self._check_thread("ranker offsets", self.offsets.state)
-        self.reloaders.append(self._reloader("ranking", artifact.version, replace))
+        interval_s = self.settings.ranking.reload_interval_s
+        self.reloaders.append(self._reloader("ranking", artifact.version, replace, interval_s))
         self.ranking = LocalRanking(engine, self.engine_workers, progress)
         self.routers.append(ranking_router(engine, self.engine_workers))
 
@@ -215,14 +224,18 @@ class Assembly:
         return load_ranking(artifact, self.schema, self.settings.ranking.table_bits, self.logger)
 
     def _reloader(
-        self, kind: Literal["retrieval", "ranking"], version: str, replace: Callable[[Artifact], None]
+        self,
+        kind: Literal["retrieval", "ranking"],
+        version: str,
+        replace: Callable[[Artifact], None],
+        interval_s: float,
     ) -> Reloader:
         reloader = Reloader(
             kind,
             self.storage.artifacts,
             version=version,
             replace=replace,
-            interval_s=self.settings.ranking.reload_interval_s,
+            interval_s=interval_s,
             metrics=self.metrics,
             logger=self.logger,
         )

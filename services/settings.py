@@ -88,6 +88,9 @@ class RetrievalSettings(_Section):
     """Requests that retrieval works on at the same time at most; their searches share passes over the index."""
     recent_half_life: Annotated[str, Field(pattern=r"^[1-9][0-9]{0,8}[smhdw]$")] = "7d"
     """Half life of "of late"; the dataset's signal nearest to it is taken."""
+    reload_interval_s: Annotated[float, Field(gt=0)] = 2.0
+    """Seconds between looks for a newly promoted model, with which all items are then embedded beside the index in use
+    until they change places."""
 
     @model_validator(mode="after")
     def _shares_leave_room(self) -> RetrievalSettings:
