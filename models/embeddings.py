@@ -1,9 +1,11 @@
 """Embeddings of 64-bit hashes without a vocabulary."""
 
-# n = hashes, W = places in a bag, P = rows of one hash, D = embedding dimensions
+# n = hashes, U = distinct hashes, W = places in a bag, P = rows of one hash, D = embedding dimensions
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -86,9 +88,27 @@ class HashEmbedding(nn.Module):
         self.dim = dim
         self.rows = rows or QuotientRemainder()
         self.weight = nn.Parameter(torch.empty(self.rows.num_rows, dim).normal_(0.0, std, generator=generator))
+        self._held: tuple[Tensor, Tensor] | None = None
+        """Ascending hashes and their embeddings, inside `hold`."""
+
+    @contextmanager
+    def hold(self, hashes: Sequence[Tensor]) -> Iterator[None]:
+        """Look the hashes up now, each distinct one once, and answer every look-up inside from that.
+
+        A step that reads the table in many places sums each hash's rows, and gathers their gradient, once instead of
+        in every place. Inside, a look-up of another hash raises ValueError.
+        """
+        distinct_U = torch.unique(torch.cat([part.reshape(-1) for part in hashes]))
+        self._held = distinct_U, self._sum(distinct_U)
+        try:
+            yield
+        finally:
+            self._held = None
 
     def forward(self, hashes: Tensor) -> Tensor:
         """Return float32[..., D] for int64 hashes of any shape."""
+        if self._held is not None:
+            return functional.embedding(self._places(hashes), self._held[1])
         if not self.training:
             return self._sum(hashes.reshape(-1)).reshape(*hashes.shape, self.dim)
         # Batches repeat their items: each distinct hash is summed once, and its gradient gathered once.
@@ -102,11 +122,24 @@ class HashEmbedding(nn.Module):
             return self.weight.new_zeros(num_rows, self.dim)
         used_NW = hashes_NW != 0
         share_NW = used_NW / used_NW.sum(dim=1, keepdim=True).clamp(min=1)
+        if self._held is not None:
+            held_UD = self._held[1]
+            return functional.embedding_bag(
+                self._places(hashes_NW), held_UD, mode="sum", per_sample_weights=share_NW.to(held_UD.dtype)
+            )
         rows_NWP = self.rows(hashes_NW)
         shares_NWP = share_NW.to(self.weight.dtype)[:, :, None].expand(rows_NWP.shape)
         return functional.embedding_bag(
             rows_NWP.flatten(1), self.weight, mode="sum", sparse=True, per_sample_weights=shares_NWP.flatten(1)
         )
+
+    def _places(self, hashes: Tensor) -> Tensor:
+        assert self._held is not None
+        distinct_U, _ = self._held
+        places = torch.searchsorted(distinct_U, hashes.contiguous()).clamp(max=len(distinct_U) - 1)
+        if not torch.equal(distinct_U[places], hashes):
+            raise ValueError("a hash is looked up that is not among those held; expected all of a step's")
+        return places
 
     def _sum(self, hashes_N: Tensor) -> Tensor:
         return functional.embedding_bag(self.rows(hashes_N), self.weight, mode="sum", sparse=True)

@@ -21,7 +21,6 @@ from services.gateway.gateway import Gateway
 from services.gateway.questions import known_event_types
 from services.ingest.app import applied_router
 from services.ingest.appliers import (
-    apply_events_to_popularity,
     apply_events_to_retrieval,
     apply_items_to_llm,
     apply_items_to_ranking,
@@ -32,6 +31,7 @@ from services.ingest.archiver import Archiver
 from services.ingest.client import IngestClient, LocalIngest, RemoteIngest
 from services.ingest.follower import Apply, Follower
 from services.ingest.offsets import Progress
+from services.ingest.popularity import PopularityKeeper
 from services.ingest.signals import SignalKeeper
 from services.ingest.snapshots import Snapshots
 from services.ingest.visibility import Visibility, Wait
@@ -53,7 +53,7 @@ from services.reloading import Reloader
 from services.retrieval.app import retrieval_router
 from services.retrieval.client import LocalRetrieval, RemoteRetrieval, RetrievalClient
 from services.retrieval.engine import Quotas, RetrievalEngine
-from services.retrieval.loading import index_folder, load_items, load_retrieval
+from services.retrieval.loading import index_folder, load_items, load_retrieval, stored_items
 from services.schema import DependencyState
 from services.settings import Settings
 from services.stages.arrange import Arrange
@@ -117,6 +117,7 @@ class Assembly:
         self.snapshots: Snapshots | None = None
         self.signals: SignalKeeper | None = None
         self.reloaders: list[Reloader] = []
+        self.offsets: PopularityKeeper | None = None
         self.scenarios: Scenarios | None = None
         self.archiver: Archiver | None = None
         self.log: Log | None = None
@@ -137,7 +138,8 @@ class Assembly:
 
     def _build_retrieval(self) -> None:
         settings = self.settings.retrieval
-        model = RetrievalModel.load(self._artifact("retrieval").folder, self.schema)
+        artifact = self._artifact("retrieval")
+        model = RetrievalModel.load(artifact.folder, self.schema)
         half_life_ms = parse_half_life(settings.recent_half_life)
         assert half_life_ms is not None
         engine = load_retrieval(
@@ -169,11 +171,18 @@ class Assembly:
         self.retrieval = LocalRetrieval(engine, self.retrieval_workers, progress)
         self.routers.append(retrieval_router(engine, self.retrieval_workers))
         self.metrics.watch("index_items", "Items in the index", lambda: float(engine.index.num_items))
-        searches = engine.searches
-        self.metrics.watch("index_calls", "Searches asked of the index", lambda: float(searches.num_calls))
+        self.metrics.watch("index_calls", "Searches asked of the index", lambda: float(engine.searches.num_calls))
         self.metrics.watch(
-            "index_passes", "Searches run for them: fewer, for they were joined", lambda: float(searches.num_searches)
+            "index_passes",
+            "Searches run for them: fewer, for they were joined",
+            lambda: float(engine.searches.num_searches),
         )
+
+        def replace(promoted: Artifact) -> None:
+            towers = RetrievalModel.load(promoted.folder, self.schema)
+            engine.replace(towers, stored_items(self.storage), self.storage.clock.now_ms(), settings.num_candidates)
+
+        self.reloaders.append(self._reloader("retrieval", artifact.version, replace, settings.reload_interval_s))
         self.snapshots = Snapshots(
             engine,
             index_folder(self.settings.data_dir),
@@ -207,13 +216,18 @@ class Assembly:
             engine.replace(self._load_ranking(promoted), self.storage.clock.now_ms())
             self._check_posterior(engine)
 
-        self._follow(
-            "ranking-events",
-            "events",
-            self.storage.streams.last_offset("events"),
-            apply_events_to_popularity(engine, self.schema, self.storage),
+        self.offsets = PopularityKeeper(
+            engine,
+            self.schema,
+            self.storage,
+            interval_s=self.settings.ranking.offsets_interval_s,
+            metrics=self.metrics,
+            logger=self.logger,
         )
-        self.reloaders.append(self._reloader("ranking", artifact.version, replace))
+        self._follow("ranking-events", "events", self.offsets.restore(), self.offsets.apply)
+        self._check_thread("ranker offsets", self.offsets.state)
+        interval_s = self.settings.ranking.reload_interval_s
+        self.reloaders.append(self._reloader("ranking", artifact.version, replace, interval_s))
         self.ranking = LocalRanking(engine, self.engine_workers, progress)
         self.routers.append(ranking_router(engine, self.engine_workers))
 
@@ -238,7 +252,9 @@ class Assembly:
         items = self._follow("llm-items", "items", part.items_offset, apply_items_to_llm(part.engine))
         self.llm_part = part
         self._check_thread("follower llm numbers", part.numbers.state)
-        self.reloaders.append(self._reloader("llm", artifact.version, part.replace))
+        self.reloaders.append(
+            self._reloader("llm", artifact.version, part.replace, self.settings.ranking.reload_interval_s)
+        )
         # Threads of its own: the texts of a large question must not stand before somebody's ranking.
         workers = Workers(2, "llm-texts")
         self.workers.append(workers)
@@ -274,14 +290,18 @@ class Assembly:
         return load_ranking(artifact, self.schema, self.settings.ranking.table_bits, self.logger)
 
     def _reloader(
-        self, kind: Literal["retrieval", "ranking", "llm"], version: str, replace: Callable[[Artifact], None]
+        self,
+        kind: Literal["retrieval", "ranking", "llm"],
+        version: str,
+        replace: Callable[[Artifact], None],
+        interval_s: float,
     ) -> Reloader:
         reloader = Reloader(
             kind,
             self.storage.artifacts,
             version=version,
             replace=replace,
-            interval_s=self.settings.ranking.reload_interval_s,
+            interval_s=interval_s,
             metrics=self.metrics,
             logger=self.logger,
         )
@@ -327,6 +347,7 @@ class Assembly:
             self.storage.scenarios,
             self.schema,
             self.dataset.ranking.value,
+            self._explore(),
             interval_s=settings.pipeline.scenarios_interval_s,
             metrics=self.metrics,
             logger=self.logger,
@@ -372,7 +393,7 @@ class Assembly:
                 num_candidates=self.settings.retrieval.num_candidates,
                 fallback_ms=fallback_ms,
             ),
-            rank=Rank(self.ranking, self._explore()),
+            rank=Rank(self.ranking),
             rerank=None
             if self.llm is None
             else Rerank(self.llm, self.schema, max_candidates=self.settings.llm.max_candidates),
@@ -381,7 +402,7 @@ class Assembly:
 
     def _explore(self) -> Explore | None:
         section = self.dataset.ranking.explore
-        return None if section is None else Explore(**section.model_dump())
+        return None if section is None else Explore.of(section)
 
     def _check_posterior(self, engine: RankingEngine) -> None:
         """Say so where Thompson sampling is asked for and the model cannot draw."""

@@ -110,7 +110,8 @@ def _train(storage: Storage, settings: Settings, dataset: Dataset, console: Cons
         return
     data = load_training_data(storage, schema)
     with Bars(console) as bars:
-        train(data, storage.artifacts, make_gate(settings, dataset), kinds, bars)
+        gate = make_gate(settings, dataset, storage.scenarios)
+        train(data, storage.artifacts, gate, kinds, bars, config=dataset.ranking.config())
 
 
 def _is_current(storage: Storage, kind: str, schema_hash: str) -> bool:

@@ -48,6 +48,7 @@ class Platform:
         self.archiver = assembly.archiver
         self.signals = assembly.signals
         self.reloaders = assembly.reloaders
+        self.offsets = assembly.offsets
         self.scenarios = assembly.scenarios
         self.llm = assembly.llm_engine
         self._llm = assembly.llm_part
@@ -94,7 +95,9 @@ class Platform:
 
     def _threads(self) -> list[_Running]:
         others = [
-            thread for thread in (self.snapshots, self.archiver, self.signals, self.scenarios) if thread is not None
+            thread
+            for thread in (self.snapshots, self.archiver, self.signals, self.offsets, self.scenarios)
+            if thread is not None
         ]
         llm: list[_Running] = [] if self._llm is None else [self._llm.scheduler, self._llm.numbers]
         return [*self.followers, *self.reloaders, *others, *llm]
@@ -103,6 +106,7 @@ class Platform:
         for what, write in (
             ("index snapshot", self.snapshots.write if self.snapshots else None),
             ("archive", self.archiver.flush if self.archiver else None),
+            ("popularity offsets", self.offsets.write if self.offsets else None),
         ):
             if write is None:
                 continue

@@ -34,7 +34,7 @@ class Reloader:
         self.version = version
         self.refused: tuple[str, str] | None = None
         """The promoted version that is not in use, and why."""
-        self._kind = kind
+        self.kind = kind
         self._registry = registry
         self._replace = replace
         self._interval_s = interval_s
@@ -60,7 +60,7 @@ class Reloader:
 
     def check(self) -> bool:
         """Put the promoted version to use if it is not; return whether it was put to use now."""
-        version = self._registry.current(self._kind)
+        version = self._registry.current(self.kind)
         if version is None or version == self.version:
             self.refused = None
             return False
@@ -68,19 +68,19 @@ class Reloader:
         if self.refused is not None and self.refused[0] == version and waiting:
             return False
         try:
-            self._replace(self._registry.open(self._kind, version))
+            self._replace(self._registry.open(self.kind, version))
         except Exception as error:  # noqa: BLE001 - whatever is wrong with it, the model in use stays
             self._refuse(version, error)
             return False
         self._logger.info("model replaced", version=version, previous=self.version)
         self.version, self.refused = version, None
-        self._metrics.model_reloads.labels(self._kind, "replaced").inc()
+        self._metrics.model_reloads.labels(self.kind, "replaced").inc()
         return True
 
     def _refuse(self, version: str, error: Exception) -> None:
         reason = f"{type(error).__name__}: {error}"
         self.refused, self._refused_at_s = (version, reason), time.monotonic()
-        self._metrics.model_reloads.labels(self._kind, "refused").inc()
+        self._metrics.model_reloads.labels(self.kind, "refused").inc()
         self._logger.error("promoted model refused", version=version, kept=self.version, reason=reason, exc_info=error)
 
     def _step(self) -> None:

@@ -8,6 +8,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from index.machine import CostsFrom
 from services.datasets.attribute_values import check_id
+from services.datasets.ranking import ExploreSection
 
 MAX_LIMIT = 200
 MAX_EVENTS = 1000
@@ -241,20 +242,29 @@ class WriteResponse(Wire):
     durable: bool = Field(description="on disk at the log's server")
 
 
+class ExploreBody(ExploreSection):
+    """Orders that are drawn, with propensities in the log."""
+
+
 class ScenarioBody(Wire):
-    """How a scenario values candidates."""
+    """How a scenario orders candidates."""
 
     value: Annotated[str, Field(min_length=1)] | dict[str, float] = Field(
         description="an expression like `like + 0.2 * watch`, or the weight of each task in a sum"
     )
+    explore: ExploreBody | Literal[False] | None = Field(
+        default=None,
+        description="how its orders explore; `false`: they do not; absent: as the dataset's description says",
+    )
 
 
 class ScenarioAnswer(Wire):
-    """A scenario's value function."""
+    """A scenario's value function, and how its orders explore."""
 
     name: str
     version: int = Field(description="one more with each write; 0: the dataset's own")
     value: str = Field(description="the expression")
+    explore: ExploreBody | None = Field(description="null: orders are not drawn")
 
 
 class ScenariosAnswer(Wire):

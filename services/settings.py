@@ -90,6 +90,9 @@ class RetrievalSettings(_Section):
     """Requests that retrieval works on at the same time at most; their searches share passes over the index."""
     recent_half_life: Annotated[str, Field(pattern=r"^[1-9][0-9]{0,8}[smhdw]$")] = "7d"
     """Half life of "of late"; the dataset's signal nearest to it is taken."""
+    reload_interval_s: Annotated[float, Field(gt=0)] = 2.0
+    """Seconds between looks for a newly promoted model, with which all items are then embedded beside the index in use
+    until they change places."""
 
     @model_validator(mode="after")
     def _shares_leave_room(self) -> RetrievalSettings:
@@ -107,6 +110,8 @@ class RankingSettings(_Section):
     """Bits of a number in the ranker's embedding tables: 32 as trained; 8 takes three eighths of the memory."""
     reload_interval_s: Annotated[float, Field(gt=0)] = 2.0
     """Seconds between looks for a newly promoted model, which then replaces the one in use between requests."""
+    offsets_interval_s: Annotated[float, Field(gt=0)] = 10.0
+    """Seconds between writes of the ranker's popularity offsets; after a crash, later events are counted again."""
 
 
 class IngestSettings(_Section):

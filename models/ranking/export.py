@@ -30,7 +30,7 @@ from models.data.attributes import is_numeric
 from models.data.schema import FeatureSchema
 from models.history import NUM_RECENCY, HistoryBatch
 from models.ranking.network import Candidates, Members, RankingNetwork
-from models.ranking.parity import TOLERANCE
+from models.ranking.parity import TOLERANCE, relative_difference
 
 FILE = "network.onnx"
 _VERSION = "shortlist.version"
@@ -145,9 +145,11 @@ def _check(path: Path, dense: DenseNetwork, schema: FeatureSchema, version: str)
             columns |= {f"{name}_{place}": part.numpy() for place, part in enumerate(value)}
     with torch.no_grad():
         expected = dense(*arguments)[0].numpy()
-    difference = float(np.abs(ExportedNetwork(path, version)(columns)[0] - expected).max())
+    difference = relative_difference(ExportedNetwork(path, version)(columns)[0], expected)
     if not difference <= TOLERANCE:
-        raise ValueError(f"{path} differs by {difference:.3g} from the network; expected at most {TOLERANCE}")
+        raise ValueError(
+            f"{path} differs by {difference:.3g} of the logits' scale from the network; expected at most {TOLERANCE}"
+        )
 
 
 def _example(network: RankingNetwork, schema: FeatureSchema, num_candidates: int = 3) -> tuple[Any, ...]:

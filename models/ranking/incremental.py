@@ -37,6 +37,11 @@ class IncrementalConfig:
     min_calibration_requests: int = 100
     """With fewer held-out requests among the new ones, the previous model's calibration stays."""
 
+    @classmethod
+    def of(cls, cold: RankingConfig) -> IncrementalConfig:
+        """Return the default increment of a ranker that was trained with `cold`: the same, once over the requests."""
+        return cls(ranking=replace(cold, num_epochs=1.0, fisher_requests=min(cold.fisher_requests, 64)))
+
     def __post_init__(self) -> None:
         if not 0.0 <= self.cold_weight <= 1.0:
             raise ValueError(f"cold_weight is {self.cold_weight}; expected 0 to 1")

@@ -240,7 +240,11 @@ class RankingNetwork(nn.Module):
 
     def forward(self, members: Members, candidates: Candidates) -> Tensor:
         """Return float32[N, T]: logits. The member side is computed once per member."""
-        return self.score(self.encode_member(members), candidates)
+        if not self.training:
+            return self.score(self.encode_member(members), candidates)
+        everything = [members.histories.keys, *members.profile_bags, candidates.item_keys, *candidates.item_bags]
+        with self.table.hold(everything):
+            return self.score(self.encode_member(members), candidates)
 
     def encode_member(self, members: Members) -> MemberSide:
         """Return what scoring needs of the members."""

@@ -24,7 +24,8 @@ from models.data.state import History, UserState
 FORMAT = 1
 NUM_CANDIDATES = 48
 TOLERANCE = 1e-4
-"""Largest difference of two logits of the same float32 weights: rounding in another order, on another processor."""
+"""Largest `relative_difference` of logits of the same float32 weights: rounding in another order, on another
+processor."""
 QUANTISED_TOLERANCE = 0.25
 """Where the tables are int8 at serving: rounding of weights. It catches what is broken, not what is a little off."""
 
@@ -54,6 +55,17 @@ class Scorer(Protocol):
 
 class ParityError(ValueError):
     """A model does not answer as it did where it was trained."""
+
+
+def relative_difference(found: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
+    """Return the largest difference of two answers f32[n, T], in units of the largest logit expected of its task.
+
+    float32 keeps seven digits of what is summed, so that rounding grows with the logits; below 1 the unit is 1. Where
+    either has a logit that is no finite number, so is the difference.
+    """
+    scale_T = np.maximum(np.abs(expected).max(axis=0, initial=0.0), 1.0)
+    with np.errstate(invalid="ignore"):
+        return float((np.abs(found - expected) / scale_T).max(initial=0.0))
 
 
 class Question(NamedTuple):
@@ -110,20 +122,21 @@ class KnownAnswer:
         return cls(np.concatenate([question.ask(model) for question in questions(model.schema)]))
 
     def difference(self, model: Scorer) -> float:
-        """The largest difference between a model's logits and these. Raises ParityError for another shape."""
+        """The `relative_difference` of a model's logits from these. Raises ParityError for another shape."""
         answer = KnownAnswer.of(model).logits
         if answer.shape != self.logits.shape:
             raise ParityError(
                 f"the model answers logits of shape {answer.shape}; the known ones have {self.logits.shape}"
             )
-        return float(np.abs(answer - self.logits).max())
+        return relative_difference(answer, self.logits)
 
     def check(self, model: Scorer, tolerance: float) -> float:
         """Return the difference. Raises ParityError where it is more than `tolerance`, or no number."""
         difference = self.difference(model)
         if not difference <= tolerance:
             raise ParityError(
-                f"a logit differs by {difference:.3g} from the known answer; expected at most {tolerance:.3g}"
+                f"a logit differs by {difference:.3g} of its scale from the known answer; expected at most "
+                f"{tolerance:.3g}"
             )
         return difference
 

@@ -8,11 +8,12 @@ import json
 import threading
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import safe_open
-from safetensors.numpy import save_file
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
 
 FORMAT = 1
 _HOUR_MS = 3_600_000
@@ -119,8 +120,8 @@ class PopularityOffsets:
             self._rows = {key: row for row, key in enumerate(kept)}
         return dropped
 
-    def save(self, path: Path) -> None:
-        """Write the sums as safetensors, with the settings in its header."""
+    def to_bytes(self) -> bytes:
+        """Return the sums as safetensors, with the settings in its header."""
         with self._lock:
             keys = np.fromiter(self._rows, dtype=np.int64, count=len(self._rows))
             columns = {
@@ -129,22 +130,37 @@ class PopularityOffsets:
                 "as_of_ms": self._as_of_ms[: len(keys)].copy(),
             }
         header = {"format": FORMAT, "tasks": list(self.tasks), "config": asdict(self.config)}
-        save_file(columns, path, metadata={"popularity": json.dumps(header)})
+        return save(columns, metadata={"popularity": json.dumps(header)})
 
     @classmethod
-    def load(cls, path: Path, tasks: tuple[str, ...]) -> PopularityOffsets:
-        """Read offsets. Raises ValueError for a file of another format or of other tasks."""
-        with safe_open(path, framework="numpy") as file:
-            header = json.loads((file.metadata() or {}).get("popularity", "{}"))
-            if header.get("format") != FORMAT:
-                raise ValueError(f"{path}: format is {header.get('format')!r}, expected {FORMAT}")
-            if tuple(header["tasks"]) != tasks:
-                raise ValueError(f"{path}: tasks are {header['tasks']}, expected {list(tasks)}")
-            keys, sums, as_of_ms = (file.get_tensor(name) for name in ("keys", "sums", "as_of_ms"))
+    def from_bytes(cls, stored: bytes, tasks: tuple[str, ...]) -> PopularityOffsets:
+        """Read what `to_bytes` wrote. Raises ValueError for another format or other tasks."""
+        try:
+            columns = load(stored)
+        except SafetensorError as error:
+            raise ValueError(f"popularity offsets cannot be read: {error}") from error
+        header = _header(stored)
+        if header.get("format") != FORMAT:
+            raise ValueError(f"format is {header.get('format')!r}, expected {FORMAT}")
+        if tuple(header["tasks"]) != tasks:
+            raise ValueError(f"tasks are {header['tasks']}, expected {list(tasks)}")
+        keys, sums, as_of_ms = (columns[name] for name in ("keys", "sums", "as_of_ms"))
         offsets = cls(tasks, PopularityConfig(**header["config"]))
         offsets._rows = {key: row for row, key in enumerate(keys.tolist())}
         offsets._sums, offsets._as_of_ms = sums, as_of_ms
         return offsets
+
+    def save(self, path: Path) -> None:
+        """Write the offsets into a file."""
+        path.write_bytes(self.to_bytes())
+
+    @classmethod
+    def load(cls, path: Path, tasks: tuple[str, ...]) -> PopularityOffsets:
+        """Read a file. Raises ValueError for one of another format or of other tasks."""
+        try:
+            return cls.from_bytes(path.read_bytes(), tasks)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
 
     def _decay(self, elapsed_ms: NDArray[np.int64]) -> NDArray[np.float64]:
         # Past 1000 halvings nothing is left in float64.
@@ -162,3 +178,11 @@ class PopularityOffsets:
             sums[: len(self._sums)], as_of_ms[: len(self._as_of_ms)] = self._sums, self._as_of_ms
             self._sums, self._as_of_ms = sums, as_of_ms
         return rows
+
+
+def _header(stored: bytes) -> dict[str, Any]:
+    """Return our part of a safetensors header: its length as uint64, then JSON."""
+    length = int.from_bytes(stored[:8], "little")
+    metadata = json.loads(stored[8 : 8 + length]).get("__metadata__") or {}
+    header: dict[str, Any] = json.loads(metadata.get("popularity", "{}"))
+    return header

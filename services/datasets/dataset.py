@@ -12,10 +12,10 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from index.attributes import Attribute, AttributeSchema
 from models.data.schema import Action, Feature, FeatureKind, FeatureSchema, Signal
@@ -23,13 +23,16 @@ from models.decoder.verbalizer.task import TaskPrompt
 from services.datasets.attribute_values import AttributeType, AttributeValue, BadValue, check_value
 from services.datasets.descriptions import (
     DatasetError,
+    Names,
     Problem,
+    Section,
     listed,
     load_description,
     nearest,
     parse_description,
     shown,
 )
+from services.datasets.ranking import RankingSection, ranking_problems
 from services.datasets.tasks import LlmSection, task_problems
 from services.ranking.expression import ExpressionError, parse_expression
 from services.ranking.value import column_names
@@ -99,15 +102,7 @@ class SchemaViolation(ValueError):
         )
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-# TOML has lists only, strict tuples take tuples only.
-Names = Annotated[tuple[str, ...], Field(strict=False)]
-
-
-class AttributeSpec(_Section):
+class AttributeSpec(Section):
     """One line of `[items.attributes]` or `[users.attributes]`."""
 
     type: AttributeType
@@ -119,7 +114,7 @@ class AttributeSpec(_Section):
     """Its column in import files, where that differs from its name."""
 
 
-class ItemsSection(_Section):
+class ItemsSection(Section):
     id: str = "item_id"
     """The id's column in import files."""
     title: str | None = None
@@ -129,12 +124,12 @@ class ItemsSection(_Section):
     attributes: dict[str, AttributeSpec] = {}
 
 
-class UsersSection(_Section):
+class UsersSection(Section):
     id: str = "user_id"
     attributes: dict[str, AttributeSpec] = {}
 
 
-class EventsSection(_Section):
+class EventsSection(Section):
     """Column names in import files, one per column of EVENT_ARROW_SCHEMA, and how times are written there."""
 
     event_id: str = "event_id"
@@ -153,7 +148,7 @@ class EventsSection(_Section):
         return {name: str(getattr(self, name)) for name in EVENT_ARROW_SCHEMA.names}
 
 
-class ActionSpec(_Section):
+class ActionSpec(Section):
     """An event counts as this action if its type matches and its value lies in [min_value, max_value]."""
 
     event: str
@@ -161,41 +156,19 @@ class ActionSpec(_Section):
     max_value: float | None = None
 
 
-class SignalsSection(_Section):
+class SignalsSection(Section):
     """Every action times every half-life is one decayed count per item, named like `like.7d`."""
 
     actions: Names
     half_lives: Names
 
 
-class RetrievalSection(_Section):
+class RetrievalSection(Section):
     positive: str
     """The action the retrieval model learns to predict."""
 
 
-class ExploreSection(_Section):
-    """Orders that are drawn, so that the log tells what another order would have earned (docs/exploration.md)."""
-
-    kind: Literal["thompson", "epsilon_greedy"]
-    scale: float = Field(default=0.3, ge=0.0, le=10.0)
-    """Thompson sampling: how many standard deviations of the ranker's uncertainty a draw is made of."""
-    epsilon: float = Field(default=0.02, ge=0.0, le=1.0)
-    """Epsilon-greedy: the chance of a place to be drawn evenly from all candidates."""
-    draws: int = Field(default=64, ge=1, le=1024)
-    """Pages drawn to estimate the propensities in the log."""
-
-
-class RankingSection(_Section):
-    tasks: Names
-    """The actions whose probabilities the ranker predicts."""
-    value: dict[str, float] | Annotated[str, Field(min_length=1)]
-    """What a slate is ordered by: the weight of each task in a sum, or an expression like `like + 0.2 * watch`."""
-    history_length: int = Field(default=100, ge=1, le=10_000)
-    explore: ExploreSection | None = None
-    """How orders explore; absent: they do not."""
-
-
-class Dataset(_Section):
+class Dataset(Section):
     """One data set, as its TOML file describes it."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
@@ -406,6 +379,8 @@ def _goal_problems(dataset: Dataset) -> Iterable[Problem]:
     yield from _name_problems("retrieval.positive", [dataset.retrieval.positive], dataset.actions)
     yield from _name_problems("ranking.tasks", dataset.ranking.tasks, dataset.actions)
     yield from _value_problems(dataset)
+    keywords = [name for name, spec in attributes.items() if spec.model and spec.type in ("keyword", "keyword_list")]
+    yield from ranking_problems(dataset.ranking, keywords)
 
 
 def _value_problems(dataset: Dataset) -> Iterable[Problem]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 from fastapi import APIRouter
 from starlette.responses import Response
 
@@ -11,7 +13,7 @@ from services.gateway.gateway import Gateway
 from services.problems import Problem, error_entry, invalid, unknown
 from services.ranking.expression import ExpressionError
 from services.ranking.scenarios import DEFAULT, LiveValue, UnknownScenario
-from services.schema import ScenarioAnswer, ScenarioBody, ScenarioName, ScenariosAnswer
+from services.schema import ExploreBody, ScenarioAnswer, ScenarioBody, ScenarioName, ScenariosAnswer
 
 
 def scenarios_router(gateway: Gateway) -> APIRouter:
@@ -30,18 +32,20 @@ def scenarios_router(gateway: Gateway) -> APIRouter:
         except UnknownScenario as error:
             raise Problem(404, "unknown-scenario", str(error)) from None
 
-    @router.put("/{name}", response_model=ScenarioAnswer, summary="Set the value function that orders its slates")
+    @router.put("/{name}", response_model=ScenarioAnswer, summary="Set how its slates are ordered")
     async def put(name: ScenarioName, body: ScenarioBody, if_match: IfMatch = None) -> Response:
         version = read_version(if_match)
         try:
-            live = await gateway.workers.run(scenarios.put, name, body.value, version)
+            live = await gateway.workers.run(scenarios.put, name, body.value, version, explore=body.explore)
         except ExpressionError as error:
             at = {"at": f"char {error.position}"} if isinstance(body.value, str) else {}
             entry = error_entry("/value", error.detail, **at)
             raise Problem(422, "invalid-value", f"value: {error}", errors=[entry]) from None
         except ValueError as error:
             raise invalid("/value", str(error), kind="invalid-value") from None
-        gateway.logger.info("scenario set", scenario=name, version=live.version, value=live.function.text)
+        gateway.logger.info(
+            "scenario set", scenario=name, version=live.version, value=live.function.text, explore=str(live.explore)
+        )
         return _answer(live)
 
     @router.delete("/{name}", status_code=204, summary="Delete a scenario; the default becomes the dataset's again")
@@ -57,7 +61,8 @@ def scenarios_router(gateway: Gateway) -> APIRouter:
 
 
 def _on_wire(live: LiveValue) -> ScenarioAnswer:
-    return ScenarioAnswer(name=live.scenario, version=live.version, value=live.function.text)
+    explore = None if live.explore is None else ExploreBody(**asdict(live.explore))
+    return ScenarioAnswer(name=live.scenario, version=live.version, value=live.function.text, explore=explore)
 
 
 def _answer(live: LiveValue) -> Response:

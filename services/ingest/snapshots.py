@@ -41,7 +41,8 @@ class Snapshots:
         self._metrics = metrics
         self._logger = logger
         self._kept: deque[str] = deque(maxlen=engine.index.config.keep_snapshots)
-        self._written: dict[str, str] | None = None
+        self._written: tuple[object, dict[str, str]] | None = None
+        """The version of the model and the offsets of the last snapshot."""
         self._written_ms = system_ms()
         self._registered = False
         self._thread = RetryingThread("snapshots", self._step, metrics=metrics, logger=logger)
@@ -69,7 +70,7 @@ class Snapshots:
         if not self._registered:
             self._streams.register("items", CONSUMER)
             self._registered = True
-        if self._engine.index.offsets == self._written:
+        if self._state() == self._written:
             self._written_ms = system_ms()
             return
         started = time.perf_counter()
@@ -80,7 +81,7 @@ class Snapshots:
             raise
         self._metrics.snapshot_seconds.observe(time.perf_counter() - started)
         self._metrics.snapshot_bytes.set(info.size_bytes)
-        self._written, self._written_ms = dict(info.offsets), system_ms()
+        self._written, self._written_ms = (info.metadata["model_version"], dict(info.offsets)), system_ms()
         self._kept.append(info.offsets["items"])
         self._logger.info("index snapshot written", path=str(info.path), items=info.num_items, offsets=info.offsets)
         if len(self._kept) == self._kept.maxlen:
@@ -99,6 +100,9 @@ class Snapshots:
         self._thread.pause(self._interval_s)
         if not self._thread.stopping:
             self.write()
+
+    def _state(self) -> tuple[object, dict[str, str]]:
+        return self._engine.model.version, dict(self._engine.index.offsets)
 
     def _age_s(self) -> float:
         return (system_ms() - self._written_ms) / 1000.0

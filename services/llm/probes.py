@@ -150,6 +150,10 @@ def _check_text(backend: VllmBackend, text: str, expected: Sequence[int]) -> Non
         if " 404" in error.detail or " 405" in error.detail:
             raise _NoTokenize from None
         raise
+    length = answer.get("max_model_len")
+    if isinstance(length, int):
+        # A server cuts off what is longer, without a word; one position is for the label.
+        backend.max_tokens = min(backend.max_tokens, length - 1)
     got = answer.get("tokens")
     if got != list(expected):
         raise ProbeFailed(f"the server reads {text[:80]!r} as tokens {got}, the model's tokenizer as {list(expected)}")

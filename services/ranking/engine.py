@@ -56,10 +56,14 @@ class RankingEngine:
     def replace(self, model: RequestScorer, now_ms: int) -> None:
         """Rank with another model from the next request on; requests under way end with the one they began with.
 
-        The new model is warmed up first. Whatever that raises, the old one stays.
+        The new model is warmed up first. Whatever that raises, the old one stays. Popularity offsets go on: what the
+        new model has learned meanwhile counts twice, until it has decayed.
         """
         serving = _serve(model)
         self._warm_up(serving, now_ms)
+        kept = self.model.popularity
+        if model.popularity is not None and kept is not None and kept.tasks == model.tasks:
+            model.popularity = kept
         self._serving = serving
 
     def warm_up(self, now_ms: int) -> None:

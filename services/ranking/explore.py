@@ -14,13 +14,14 @@ from xxhash import xxh3_64_intdigest
 from models.ranking.exploration import Draws
 from models.ranking.propensity import best_rows, epsilon_greedy_rows, propensities
 from services.candidates import Candidates
+from services.datasets.ranking import ExploreSection
 from services.ranking.engine import Ranking
 from services.ranking.value import ValueFunction, order_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Explore:
-    """How orders explore: one way for the whole dataset."""
+    """How the orders of a scenario explore."""
 
     kind: Literal["thompson", "epsilon_greedy"]
     scale: float = 0.3
@@ -29,6 +30,11 @@ class Explore:
     """Chance of a place to be drawn evenly."""
     draws: int = 64
     """Pages drawn to estimate propensities."""
+
+    @classmethod
+    def of(cls, section: ExploreSection) -> Explore:
+        """Return what a description, or a stored scenario, says."""
+        return cls(**section.model_dump())
 
     def draws_of(self, seed: int, *, continued: bool) -> Draws | None:
         """What to ask the ranker for; a continued page has no propensities to estimate."""

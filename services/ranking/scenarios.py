@@ -1,4 +1,4 @@
-"""Value functions by scenario, live: what storage holds over what the dataset says."""
+"""How slates are ordered, by scenario, live: what storage holds over what the dataset says."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ import difflib
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import structlog
 
 from models.data.schema import FeatureSchema
+from services.datasets.ranking import ExploreSection
 from services.ingest.retrying import RetryingThread
 from services.metrics import Metrics
+from services.ranking.explore import Explore
 from services.ranking.value import ValueFunction, ValueSource
 from services.schema import DependencyState
 from services.storage.scenarios import Scenario, ScenarioStore
@@ -26,12 +29,14 @@ class UnknownScenario(LookupError):
 
 @dataclass(frozen=True, slots=True)
 class LiveValue:
-    """One scenario's value function at one version. A request keeps the one that it began with."""
+    """How one scenario orders, at one version. A request keeps the one that it began with."""
 
     scenario: str
     version: int
     """0: the dataset's own."""
     function: ValueFunction
+    explore: Explore | None = None
+    """None: orders are not drawn."""
 
     def __str__(self) -> str:
         return f"{self.scenario}/{self.version}"
@@ -45,14 +50,17 @@ class Scenarios:
         store: ScenarioStore,
         schema: FeatureSchema,
         default: ValueSource,
+        explore: Explore | None = None,
         *,
         interval_s: float,
         metrics: Metrics,
         logger: structlog.typing.FilteringBoundLogger,
     ) -> None:
+        """default, explore: the dataset's own value function, and how orders explore where a scenario does not say."""
         self.schema = schema
+        self._explore = explore
         self._store = store
-        self._default = LiveValue(DEFAULT, 0, ValueFunction.parse(default, schema))
+        self._default = LiveValue(DEFAULT, 0, ValueFunction.parse(default, schema), explore)
         self._live: Mapping[str, LiveValue] = {DEFAULT: self._default}
         self._refused: Mapping[str, str] = {}
         self._interval_s = interval_s
@@ -84,16 +92,26 @@ class Scenarios:
         """Every scenario that a request may name, the default first."""
         return list(self._live.values())
 
-    def put(self, name: str, source: ValueSource, if_version: int | None = None) -> LiveValue:
-        """Check and store a value function, and return it; the next request of this process uses it, unless another
-        process has stored or deleted one meanwhile.
+    def put(
+        self,
+        name: str,
+        source: ValueSource,
+        if_version: int | None = None,
+        *,
+        explore: ExploreSection | Literal[False] | None = None,
+    ) -> LiveValue:
+        """Check and store a scenario, and return it; the next request of this process uses it, unless another process
+        has stored or deleted one meanwhile.
+
+        explore: how its orders explore; False: they do not; None: as the dataset says.
 
         Raises ExpressionError or ValueError for one that cannot be used, VersionConflict, StorageUnavailable.
         """
         function = ValueFunction.parse(source, self.schema)
-        version = self._store.put(name, source, if_version)
+        stored = explore.model_dump() if isinstance(explore, ExploreSection) else explore
+        version = self._store.put(name, source, if_version, explore=stored)
         self.refresh()
-        return LiveValue(name, version, function)
+        return LiveValue(name, version, function, self._explore_of(stored))
 
     def delete(self, name: str, if_version: int | None = None) -> bool:
         """Delete a stored scenario; the default one falls back to the dataset's. Returns whether there was one."""
@@ -122,9 +140,30 @@ class Scenarios:
             self._live, self._refused = live, refused
 
     def _parse(self, scenario: Scenario) -> LiveValue:
-        return LiveValue(scenario.name, scenario.version, ValueFunction.parse(scenario.value, self.schema))
+        function = ValueFunction.parse(scenario.value, self.schema)
+        return LiveValue(scenario.name, scenario.version, function, self._explore_of(scenario.explore))
+
+    def _explore_of(self, stored: Mapping[str, Any] | Literal[False] | None) -> Explore | None:
+        """Raises ValueError for what is stored and not understood."""
+        if stored is None:
+            return self._explore
+        return None if stored is False else Explore.of(ExploreSection.model_validate(stored))
 
     def _step(self) -> None:
         self._thread.pause(self._interval_s)
         if not self._thread.stopping:
             self.refresh()
+
+
+def live_values(store: ScenarioStore, default: ValueSource, schema: FeatureSchema) -> dict[str, ValueFunction]:
+    """Return every scenario's value function as storage has it now, the default first.
+
+    One that this dataset cannot use is left out; in its place the default has the dataset's own.
+    """
+    values = {DEFAULT: ValueFunction.parse(default, schema)}
+    for name, scenario in store.all().items():
+        try:
+            values[name] = ValueFunction.parse(scenario.value, schema)
+        except ValueError:  # served no more than it is judged with; `Scenarios.refresh` says so
+            continue
+    return values

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,12 +18,13 @@ from models.data.events import EventCursor, EventTable
 from models.data.items import ItemTable
 from models.evaluate import dcg_at, ndcg_at, recall_at
 from models.ranking.model import RankingModel
+from models.ranking.training import RankingConfig
 from models.retrieval.model import RetrievalModel
 from models.train.loop import StageProgress
 from services.ranking.engine import RankingEngine
 from services.ranking.value import ValueFunction, ValueSource
 from services.replay.requests import ReplayRequest, num_sessions, session_requests, split_requests
-from services.replay.systems import Asked, systems
+from services.replay.systems import RANKED, Asked, systems
 from services.retrieval.engine import ItemChange, RetrievalEngine
 from services.training.data import TrainingData
 from services.training.fits import fit_ranking, fit_retrieval
@@ -84,20 +85,25 @@ def replay(
     value: ValueSource,
     config: ReplayConfig | None = None,
     progress: StageProgress | None = None,
+    ranking: RankingConfig | None = None,
 ) -> Replay:
-    """Split, train on the past, walk the test window twice (sessions; all at the split), and score every system."""
+    """Split, train on the past, walk the test window twice (sessions; all at the split), and score every system.
+
+    ranking: how the ranker is built and trained; its seed is the replay's.
+    """
     config = config or ReplayConfig()
+    ranking = replace(ranking or RankingConfig(), seed=config.seed)
     function = ValueFunction.parse(value, data.schema)
     split_ms = data.events.quantile_ms(1.0 - config.test_share)
     past, future = data.events.split(split_ms)
     births_ms = _births_ms(data, config.born)
     started = time.perf_counter()
-    retrieval_model, ranking_model = _train(data, past, births_ms < split_ms, config.seed, progress)
+    retrieval_model, ranking_model = _train(data, past, births_ms < split_ms, ranking, progress)
     trained = time.perf_counter()
 
     def walk(name: str, requests: Sequence[ReplayRequest]) -> Scores:
         world = _World(data, attributes, retrieval_model, ranking_model, births_ms)
-        return world.walk(name, requests, function, config.num_candidates, progress)
+        return world.walk(name, requests, {RANKED: function}, config.num_candidates, progress)
 
     sessions = walk("replay sessions", session_requests(data.events, data.schema, split_ms))
     at_split = walk("replay at the split", split_requests(data.events, data.schema, split_ms))
@@ -119,7 +125,7 @@ def replay(
 def judge_sessions(
     data: TrainingData,
     attributes: AttributeSchema,
-    value: ValueSource,
+    values: Mapping[str, ValueFunction],
     split_ms: int,
     retrieval_model: RetrievalModel,
     ranking_model: RankingModel,
@@ -129,21 +135,25 @@ def judge_sessions(
 ) -> Scores:
     """Walk the sessions from `split_ms` on with given models, which must have been trained on what was before.
 
+    values: what orders the ranker's slates, by the name of the system in the scores that each makes.
     name: of the walk, for `progress`.
     """
     world = _World(data, attributes, retrieval_model, ranking_model, _births_ms(data, config.born))
-    function = ValueFunction.parse(value, data.schema)
     requests = session_requests(data.events, data.schema, split_ms)
-    return world.walk(name, requests, function, config.num_candidates, progress)
+    return world.walk(name, requests, values, config.num_candidates, progress)
 
 
 def _train(
-    data: TrainingData, past: EventTable, born: NDArray[np.bool_], seed: int, progress: StageProgress | None
+    data: TrainingData,
+    past: EventTable,
+    born: NDArray[np.bool_],
+    config: RankingConfig,
+    progress: StageProgress | None,
 ) -> tuple[RetrievalModel, RankingModel]:
     items = ItemTable(data.schema)
     items.upsert(data.item_keys[born], [row for row, here in zip(data.item_attributes, born, strict=True) if here])
-    retrieval = fit_retrieval(data, items, past, seed, progress)
-    return retrieval, fit_ranking(data, items, past, seed, progress)
+    retrieval = fit_retrieval(data, items, past, config.seed, progress)
+    return retrieval, fit_ranking(data, items, past, config, progress)
 
 
 class _World:
@@ -182,13 +192,13 @@ class _World:
         self,
         name: str,
         requests: Sequence[ReplayRequest],
-        value: ValueFunction,
+        values: Mapping[str, ValueFunction],
         num_candidates: int,
         progress: StageProgress | None,
     ) -> Scores:
-        compared = systems(self._retrieval, self._ranking, value, num_candidates)
+        compared = systems(self._retrieval, self._ranking, values, num_candidates)
         names = [f"{metric}@{k}" for metric in METRICS for k in CUTOFFS]
-        values = {system: {metric: np.zeros(len(requests)) for metric in names} for system in compared}
+        scores = {system: {metric: np.zeros(len(requests)) for metric in names} for system in compared}
         for row, request in enumerate(requests):
             self._advance(request.now_ms)
             asked = Asked(
@@ -201,12 +211,12 @@ class _World:
                 ranked = answer(asked)
                 hit = np.isin(ranked, request.relevant)
                 for k in CUTOFFS:
-                    values[system][f"recall@{k}"][row] = recall_at(hit, len(request.relevant), k)
-                    values[system][f"ndcg@{k}"][row] = ndcg_at(hit, len(request.relevant), k)
-                    values[system][f"dcg@{k}"][row] = dcg_at(hit, k)
+                    scores[system][f"recall@{k}"][row] = recall_at(hit, len(request.relevant), k)
+                    scores[system][f"ndcg@{k}"][row] = ndcg_at(hit, len(request.relevant), k)
+                    scores[system][f"dcg@{k}"][row] = dcg_at(hit, k)
             if progress is not None:
                 progress(name, row + 1, len(requests), {})
-        return Scores(requests, values)
+        return Scores(requests, scores)
 
     def _advance(self, now_ms: int) -> None:
         """Make everything strictly before `now_ms` known, and every item born until then retrievable."""

@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 
 from models.evaluate import Interval, bootstrap_mean
 from services.replay.job import Replay, Scores
+from services.replay.systems import RANKED
 
 SHOWN = ("recall@10", "ndcg@10", "dcg@10", "recall@50", "recall@100")
-COMPARED = "retrieval + ranking"
+COMPARED = RANKED
 
 
 def document(outcome: Replay) -> dict[str, Any]:

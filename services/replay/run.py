@@ -32,7 +32,8 @@ def run_replay(
         num_candidates=settings.retrieval.num_candidates,
         born=dataset.items.available_from,
     )
-    outcome = replay(data, dataset.attribute_schema(), dataset.ranking.value, config, progress)
+    ranking = dataset.ranking.config(seed)
+    outcome = replay(data, dataset.attribute_schema(), dataset.ranking.value, config, progress, ranking)
     if json_file is not None:
         json_file.write_text(json.dumps(document(outcome), indent=2) + "\n")
     return text(outcome)

@@ -7,14 +7,15 @@ All of them ask the same live index, so "the catalogue alive at that instant" is
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from models.data.state import UserState
-from services.ranking.engine import RankingEngine
+from services.candidates import Candidates
+from services.ranking.engine import Ranking, RankingEngine
 from services.ranking.value import ValueFunction, order_of
 from services.retrieval.engine import RetrievalEngine
 
@@ -31,10 +32,19 @@ class Asked(NamedTuple):
 System = Callable[[Asked], NDArray[np.int64]]
 
 
+RANKED = "retrieval + ranking"
+
+
 def systems(
-    retrieval: RetrievalEngine, ranking: RankingEngine, value: ValueFunction, num_candidates: int
+    retrieval: RetrievalEngine,
+    ranking: RankingEngine,
+    values: Mapping[str, ValueFunction],
+    num_candidates: int,
 ) -> dict[str, System]:
-    """Return the systems by name, simplest first."""
+    """Return the systems by name, simplest first.
+
+    values: by the name of what ranks with each; all of them are asked in turn, and order one ranking.
+    """
 
     def by_signal(name: str) -> System:
         def answer(asked: Asked) -> NDArray[np.int64]:
@@ -47,10 +57,21 @@ def systems(
     def by_retrieval(asked: Asked) -> NDArray[np.int64]:
         return retrieval.retrieve(asked.user, asked.now_ms, num_candidates, None, asked.seen).keys[: asked.k]
 
-    def by_ranking(asked: Asked) -> NDArray[np.int64]:
-        found = retrieval.retrieve(asked.user, asked.now_ms, num_candidates, None, asked.seen)
-        ranked = ranking.rank(asked.user, found, asked.now_ms)
-        return found.keys[order_of(found, value(ranked.probabilities, ranked.tasks, found))][: asked.k]
+    last: list[tuple[Asked, Candidates, Ranking]] = []
+
+    def ranked_for(asked: Asked) -> tuple[Candidates, Ranking]:
+        if not last or last[0][0] is not asked:
+            found = retrieval.retrieve(asked.user, asked.now_ms, num_candidates, None, asked.seen)
+            last[:] = [(asked, found, ranking.rank(asked.user, found, asked.now_ms))]
+        return last[0][1:]
+
+    def by_ranking(value: ValueFunction) -> System:
+        def answer(asked: Asked) -> NDArray[np.int64]:
+            found, ranked = ranked_for(asked)
+            keys: NDArray[np.int64] = found.keys[order_of(found, value(ranked.probabilities, ranked.tasks, found))]
+            return keys[: asked.k]
+
+        return answer
 
     answers: dict[str, System] = {}
     if retrieval.popular is not None:
@@ -58,5 +79,5 @@ def systems(
     if retrieval.recent is not None:
         answers[f"recency popularity ({retrieval.recent.name})"] = by_signal(retrieval.recent.name)
     answers["retrieval only"] = by_retrieval
-    answers["retrieval + ranking"] = by_ranking
+    answers |= {name: by_ranking(value) for name, value in values.items()}
     return answers

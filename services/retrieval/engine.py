@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,19 +20,21 @@ from numpy.typing import NDArray
 
 from index.batching import BatchingIndex
 from index.boosts import Boost
+from index.dual import DualIndex
 from index.filter import Exists, Filter, Range
-from index.live import Hits, LiveIndex, SnapshotInfo
+from index.hits import Hits
+from index.live import LiveIndex, SnapshotInfo
 from models.data.items import ItemTable
 from models.data.schema import FeatureSchema, Signal
 from models.data.signals import decay_factors, forward_increments, next_landmark
 from models.data.state import UserState
 from models.retrieval.model import RetrievalModel
-from services.candidates import SOURCES, Candidates, Plan
+from services.candidates import Candidates, Plan
+from services.retrieval.blending import BITS, blend
+from services.retrieval.embedded import Embedded
 
 MAX_PENDING_ITEMS = 10_000
 """Items that events may be kept for until the items stream brings them."""
-
-_BITS = {name: np.uint32(1 << bit) for bit, name in enumerate(SOURCES)}
 
 
 class ItemChange(NamedTuple):
@@ -66,7 +68,8 @@ class Quotas:
 
 
 class RetrievalEngine:
-    """One retrieval model over one index. Thread-safe: many searches beside one writer.
+    """One retrieval model over one index of its embeddings. Thread-safe: many searches beside one writer, and a change
+    of model (`replace`) beside both.
 
     Searches by vector that come at the same time share passes over the index, whatever their filters.
 
@@ -83,9 +86,12 @@ class RetrievalEngine:
         landmark_ms: int,
         quotas: Quotas | None = None,
     ) -> None:
-        self.index = index
-        self.searches = BatchingIndex(index)
-        self.model = model
+        self._serving = Embedded.of(model, index)
+        self._filling: Embedded | None = None
+        """What will serve next: it is given every change of an item, and no event."""
+        self._changed: set[int] = set()
+        """Items that the stream has changed since it is filled."""
+        self._both = DualIndex(model.version, index)
         self.items = items
         self.schema = schema
         self.quotas = quotas or Quotas()
@@ -105,25 +111,77 @@ class RetrievalEngine:
         """The time that stored signal sums are relative to."""
         return self._landmark_ms
 
+    @property
+    def index(self) -> LiveIndex:
+        """The index that the next request is answered from."""
+        return self._serving.index
+
+    @property
+    def model(self) -> RetrievalModel:
+        """The model that the next request is encoded with."""
+        return self._serving.model
+
+    @property
+    def searches(self) -> BatchingIndex:
+        """The index's searches, joined."""
+        return self._serving.searches
+
+    def replace(self, model: RetrievalModel, documents: Iterable[Sequence[ItemChange]], now_ms: int, k: int) -> None:
+        """Embed every item with another model beside the one that serves, then answer with that from the next request
+        on; requests under way end with model and index that they began with.
+
+        documents: every item that is stored, in parts.  k: what requests ask for, to warm up with. Changes that come
+        meanwhile reach both. Until the end memory holds two indexes. Whatever is raised, the old model stays.
+        """
+        index = LiveIndex(replace(self.index.config, dim=model.dim, capacity=max(1024, self.index.num_items * 9 // 8)))
+        embedded = Embedded.of(model, index)
+        self._both.begin(model.version, index)
+        old = self.index
+        try:
+            with self._writing:
+                self._filling, self._changed = embedded, set()
+            for part in documents:
+                with self._writing:
+                    # What the stream has changed meanwhile is newer than what was read.
+                    fresh = [change for change in part if change.key not in self._changed]
+                    keys, attributes, _ = split_changes(fresh)
+                    if len(keys):
+                        self.items.upsert(keys, attributes)
+                        index.upsert(keys, model.encode_items(self.items.gather(keys)), attributes)
+            self._warm_up(embedded, now_ms, k)
+            with self._writing, self._landmark_stays:
+                keys = index.keys()
+                index.set_signals(keys, self.index.signals(keys))
+                index.offsets.update(self.index.offsets)
+                self._both.switch()
+                self._serving, self._filling = embedded, None
+        finally:
+            with self._writing:
+                self._filling = None
+            self._both.retire()
+            (index if self.index is old else old).close()
+
     def versions(self) -> dict[str, str]:
-        """What an answer was made with."""
-        offset = self.index.offsets.get("items", "0-0")
-        return {"index": f"{self.model.version}@{offset}", "retrieval_model": self.model.version}
+        """What an answer is made with."""
+        return self._serving.versions()
 
     def warm_up(self, now_ms: int, k: int) -> None:
         """Run every kind of search once: kernels are compiled at their first call, which no request should wait for."""
-        self.index.warm_up()
+        self._warm_up(self._serving, now_ms, k)
+
+    def _warm_up(self, embedded: Embedded, now_ms: int, k: int) -> None:
+        embedded.index.warm_up()
         nobody = UserState()
         filters: list[Filter | None] = [None]
-        for attribute in self.index.config.schema.attributes:
+        for attribute in embedded.index.config.schema.attributes:
             filters += [Exists(attribute.name), Exists(attribute.name, present=False)]
             if attribute.type in ("int", "float", "timestamp"):
                 filters.append(Range(field=attribute.name, gte=0))
-        some = self.index.keys()[:1]
+        some = embedded.index.keys()[:1]
         for filter in filters:
-            self.retrieve(nobody, now_ms, k, filter, some)
+            self._retrieve(embedded, nobody, now_ms, k, filter, some)
         # Few and many results take different ways through the index.
-        self.retrieve(nobody, now_ms, 1, None, some)
+        self._retrieve(embedded, nobody, now_ms, 1, None, some)
 
     def retrieve(
         self,
@@ -139,41 +197,55 @@ class RetrievalEngine:
         exclude: keys that no source may return.  boosts: weights on top of the inner products; a search with boosts
         is not joined with others, and the other sources know nothing of them.
         """
-        vector_D = self.model.encode_users([user], now_ms)[0]
+        return self._retrieve(self._serving, user, now_ms, k, filter, exclude, boosts)
+
+    def _retrieve(
+        self,
+        embedded: Embedded,
+        user: UserState,
+        now_ms: int,
+        k: int,
+        filter: Filter | None,
+        exclude: NDArray[np.int64] | None,
+        boosts: Sequence[Boost] = (),
+    ) -> Candidates:
+        vector_D = embedded.model.encode_users([user], now_ms)[0]
         if boosts:
-            towers = self.index.search(vector_D, k, filter, exclude, boosts=boosts)
+            towers = embedded.index.search(vector_D, k, filter, exclude, boosts=boosts)
         else:
-            towers = self.searches.search(vector_D, k, filter, exclude)
+            towers = embedded.searches.search(vector_D, k, filter, exclude)
         lists = [
-            ("popular", self._by_signal(self.popular, self.quotas.popular, k, filter, exclude)),
-            ("recent", self._by_signal(self.recent, self.quotas.recent, k, filter, exclude)),
+            ("popular", embedded.by_signal(self.popular, self.quotas.popular, k, filter, exclude)),
+            ("recent", embedded.by_signal(self.recent, self.quotas.recent, k, filter, exclude)),
             ("towers", _found(towers)),
         ]
-        keys, sources = _blend(lists, k)
-        return self._candidates(keys, sources, vector_D, now_ms, self._plan(towers), boosts)
+        keys, sources = blend(lists, k)
+        return self._candidates(embedded, keys, sources, vector_D, now_ms, embedded.plan(towers), boosts)
 
     def score(self, user: UserState, now_ms: int, keys: NDArray[np.int64], boosts: Sequence[Boost] = ()) -> Candidates:
         """Return exactly these items as candidates, best first; keys the index does not hold are left out."""
         keys = np.unique(keys)
-        vector_D = self.model.encode_users([user], now_ms)[0]
+        embedded = self._serving
+        vector_D = embedded.model.encode_users([user], now_ms)[0]
         plan = Plan(matched=len(keys), scanned=len(keys), rescored=len(keys), strategy="given", exact=True)
-        return self._candidates(keys, np.full(len(keys), _BITS["given"]), vector_D, now_ms, plan, boosts)
+        return self._candidates(embedded, keys, np.full(len(keys), BITS["given"]), vector_D, now_ms, plan, boosts)
 
     def similar(self, key: int, k: int, filter: Filter | None = None) -> Candidates | None:
         """Return the k items whose vectors are nearest to the item's; None where the index does not hold it."""
+        embedded = self._serving
         asked = np.array([key], np.int64)
-        vectors, found = self.index.vectors(asked)
+        vectors, found = embedded.index.vectors(asked)
         if not found[0]:
             return None
-        hits = self.searches.search(vectors[0], k, filter, asked)
+        hits = embedded.searches.search(vectors[0], k, filter, asked)
         keys = _found(hits)
         return Candidates(
             keys=keys,
             scores=hits.scores[0][: len(keys)],
-            sources=np.full(len(keys), _BITS["towers"]),
+            sources=np.full(len(keys), BITS["towers"]),
             signals=np.zeros((len(keys), len(self.schema.signals))),
-            plan=self._plan(hits),
-            versions=self.versions(),
+            plan=embedded.plan(hits),
+            versions=embedded.versions(),
         )
 
     def apply_items(self, changes: Sequence[ItemChange], offset: str | None = None) -> None:
@@ -185,7 +257,14 @@ class RetrievalEngine:
         with self._writing:
             if len(keys):
                 self.items.upsert(keys, attributes)
-                vectors_nD = self.model.encode_items(self.items.gather(keys))
+                features = self.items.gather(keys)
+                vectors_nD = self.model.encode_items(features)
+                if self._filling is not None:
+                    self._filling.index.upsert(keys, self._filling.model.encode_items(features), attributes)
+            if self._filling is not None:
+                self._changed.update(change.key for change in changes)
+                if len(deleted):
+                    self._filling.index.delete(deleted)
             with self._applying("items", offset):
                 if len(keys):
                     self.index.upsert(keys, vectors_nD, attributes)
@@ -240,12 +319,13 @@ class RetrievalEngine:
     def snapshot(self, folder: Path) -> SnapshotInfo:
         """Write the index with its offsets and its landmark, while searches and writes go on."""
         with self._landmark_stays:
+            embedded = self._serving
             metadata = {
                 "landmark_ms": self._landmark_ms,
-                "model_version": self.model.version,
+                "model_version": embedded.model.version,
                 "schema_hash": self.schema.hash(),
             }
-            return self.index.snapshot(folder, metadata)
+            return embedded.index.snapshot(folder, metadata)
 
     def _applying(self, stream: str, offset: str | None) -> AbstractContextManager[None]:
         return nullcontext() if offset is None else self.index.applying(stream, offset)
@@ -276,35 +356,9 @@ class RetrievalEngine:
                 if sums is not None:
                     self.index.add_signals([key], sums[None])
 
-    def _by_signal(
-        self,
-        signal: Signal | None,
-        share: float,
-        k: int,
-        filter: Filter | None,
-        exclude: NDArray[np.int64] | None,
-    ) -> NDArray[np.int64]:
-        """Keys of the items with the largest counts; an item without events is not popular."""
-        wanted = round(share * k)
-        if signal is None or not wanted:
-            return np.zeros(0, np.int64)
-        hits = self.index.search_signal(signal.name, wanted, filter, exclude)
-        keys: NDArray[np.int64] = hits.keys[0][hits.scores[0] > 0]
-        return keys
-
-    def _plan(self, hits: Hits) -> Plan:
-        return Plan(
-            matched=hits.num_matched,
-            scanned=hits.num_scanned,
-            rescored=hits.num_rescored,
-            strategy=hits.strategy,
-            exact=hits.exact,
-            joined=hits.num_joined,
-            costs=self.index.costs_from,
-        )
-
     def _candidates(
         self,
+        embedded: Embedded,
         keys: NDArray[np.int64],
         sources: NDArray[np.uint32],
         vector_D: NDArray[np.float32],
@@ -312,23 +366,23 @@ class RetrievalEngine:
         plan: Plan,
         boosts: Sequence[Boost],
     ) -> Candidates:
-        vectors_nD, held = self.index.vectors(keys)
+        vectors_nD, held = embedded.index.vectors(keys)
         if not held.all():  # deleted since the search
             keys, sources, vectors_nD = keys[held], sources[held], vectors_nD[held]
         unboosted = None
         scores = (vectors_nD @ vector_D).astype(np.float32)
         if boosts:
-            unboosted, scores = scores, (scores + self.index.weights(keys, boosts)).astype(np.float32)
+            unboosted, scores = scores, (scores + embedded.index.weights(keys, boosts)).astype(np.float32)
         order = np.lexsort((keys, -scores))
         keys = keys[order]
-        signals = self.index.signals(keys) * decay_factors(self.schema.signals, self._landmark_ms, now_ms)
+        signals = embedded.index.signals(keys) * decay_factors(self.schema.signals, self._landmark_ms, now_ms)
         return Candidates(
             keys=keys,
             scores=scores[order],
             sources=sources[order],
             signals=signals,
             plan=plan,
-            versions=self.versions(),
+            versions=embedded.versions(),
             unboosted=None if unboosted is None else unboosted[order],
         )
 
@@ -353,17 +407,6 @@ def _signal_nearest(schema: FeatureSchema, half_life_ms: int | None) -> Signal |
         (abs(math.log(signal.half_life_ms / half_life_ms)), signal) for signal in signals if signal.half_life_ms
     ]
     return min(distances, key=lambda pair: pair[0])[1] if distances else None
-
-
-def _blend(lists: Sequence[tuple[str, NDArray[np.int64]]], k: int) -> tuple[NDArray[np.int64], NDArray[np.uint32]]:
-    """The first k different keys of the lists in their order, each with the mask of all lists it stands in."""
-    keys = np.concatenate([found for _, found in lists])
-    bits = np.repeat(np.array([_BITS[name] for name, _ in lists], np.uint32), [len(found) for _, found in lists])
-    unique, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
-    masks = np.zeros(len(unique), np.uint32)
-    np.bitwise_or.at(masks, inverse, bits)
-    chosen = np.argsort(first, kind="stable")[:k]
-    return unique[chosen], masks[chosen]
 
 
 def _found(hits: Hits) -> NDArray[np.int64]:

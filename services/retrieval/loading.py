@@ -68,12 +68,18 @@ def load_retrieval(
     if held:
         load_items(storage, items)
     else:
-        for chunk in _chunks(storage.items.scan()):
-            engine.apply_items([ItemChange(document.key, document.attributes) for document in chunk])
+        for chunk in stored_items(storage):
+            engine.apply_items(chunk)
         index.offsets["items"] = offset
     engine.load_signals(lambda keys: read_signals(storage, schema, keys))
     logger.info("index ready", items=index.num_items, from_snapshot=held, offsets=dict(index.offsets))
     return engine
+
+
+def stored_items(storage: Storage) -> Iterator[list[ItemChange]]:
+    """Yield every item that is stored, in parts."""
+    for chunk in _chunks(storage.items.scan()):
+        yield [ItemChange(document.key, document.attributes) for document in chunk]
 
 
 def load_items(storage: Storage, items: ItemTable) -> str:

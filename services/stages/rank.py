@@ -10,23 +10,20 @@ from services.candidates import Candidates
 from services.query import Failure, Person, Query, Ranked, Trace
 from services.ranking.client import RankingClient
 from services.ranking.engine import Ranking
-from services.ranking.explore import Explore, explored, seed_of
+from services.ranking.explore import explored, seed_of
 from services.ranking.value import order_of
 from services.stages.arrange import SPARE
 
 
 class Rank:
-    """Scores candidates with the value function of the request's scenario.
+    """Scores candidates with the value function of the request's scenario, and orders them by what is expected, or
+    where the scenario explores, by one draw of it."""
 
-    explore: order them by one draw of what the ranker does not know; None: by what it expects.
-    """
-
-    def __init__(self, client: RankingClient, explore: Explore | None = None) -> None:
+    def __init__(self, client: RankingClient) -> None:
         self._client = client
-        self._explore = explore
 
     async def __call__(self, query: Query, person: Person, candidates: Candidates, trace: Trace) -> Ranked:
-        explore, continued = self._explore, query.continues is not None
+        explore, continued = query.value.explore, query.continues is not None
         seed = seed_of(query.continues or query.recommendation_id)
         draws = None if explore is None else explore.draws_of(seed, continued=continued)
 

@@ -68,6 +68,11 @@ class Names:
         return f"{self.prefix}scenarios"
 
     @property
+    def ranker_offsets(self) -> str:
+        """Hash: the ranker's popularity offsets and the place in the events stream that they reach."""
+        return f"{self.prefix}ranker-offsets"
+
+    @property
     def archive(self) -> str:
         """Hash: the archive's intent, so that a part begun before a crash is finished as the same part."""
         return f"{self.prefix}archive"

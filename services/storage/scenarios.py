@@ -1,9 +1,10 @@
-"""Scenarios: a named way to value candidates, edited while requests run. Every version of a name is different."""
+"""Scenarios: a named way to order candidates, edited while requests run. Every version of a name is different."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import orjson
 
@@ -12,8 +13,9 @@ from services.storage.client import Client, Script
 from services.storage.errors import VersionConflict
 from services.storage.names import Names
 
-# KEYS: scenarios.  ARGV: name, value as JSON, now_ms, expected version or ''.  A record is "version now_ms json".
-# A deletion keeps its record with null for a value, so that a name's versions never come twice.
+# KEYS: scenarios.  ARGV: name, content as JSON, now_ms, expected version or ''.  A record is "version now_ms json".
+# A deletion keeps its record with null for content, so that a name's versions never come twice. Content is the value,
+# or where the scenario says how to explore, an object with both: no weight is an object, or false.
 _WRITE = Script("""
 local old = redis.call('HGET', KEYS[1], ARGV[1])
 local version = 0
@@ -36,6 +38,8 @@ class Scenario:
     """One more with each write; a name deleted and stored again goes on counting."""
     value: str | Mapping[str, float]
     """An expression, or weights by task."""
+    explore: Mapping[str, Any] | Literal[False] | None = None
+    """How its orders explore; False: they do not; None: as the dataset says."""
     updated_ms: int
 
 
@@ -54,21 +58,29 @@ class ScenarioStore:
         parsed = [_parse(name, record) for name, record in records]
         return {scenario.name: scenario for scenario in parsed if scenario is not None}
 
-    def put(self, name: str, value: str | Mapping[str, float], if_version: int | None = None) -> int:
-        """Store a scenario and return its version.
+    def put(
+        self,
+        name: str,
+        value: str | Mapping[str, float],
+        if_version: int | None = None,
+        *,
+        explore: Mapping[str, Any] | Literal[False] | None = None,
+    ) -> int:
+        """Store a scenario and return its version. Arguments as the fields of `Scenario`.
 
         if_version: write only over this version; 0 means only if there is none.
         Raises VersionConflict, StorageUnavailable.
         """
-        return self._write(name, orjson.dumps(value).decode(), if_version)[1]
+        content = value if explore is None else {"value": value, "explore": explore}
+        return self._write(name, orjson.dumps(content).decode(), if_version)[1]
 
     def delete(self, name: str, if_version: int | None = None) -> bool:
         """Delete a scenario; return whether there was one. Raises as `put`."""
         return self._write(name, "null", if_version)[0] == "ok"
 
-    def _write(self, name: str, value: str, if_version: int | None) -> tuple[str, int]:
+    def _write(self, name: str, content: str, if_version: int | None) -> tuple[str, int]:
         expected = "" if if_version is None else str(if_version)
-        outcome, version = self._client.run(_WRITE, [self._name], [name, value, self._clock.now_ms(), expected])
+        outcome, version = self._client.run(_WRITE, [self._name], [name, content, self._clock.now_ms(), expected])
         if outcome == b"version":
             raise VersionConflict(name, if_version or 0, version)
         return outcome.decode(), version
@@ -76,7 +88,11 @@ class ScenarioStore:
 
 def _parse(name: str, record: bytes) -> Scenario | None:
     version, updated_ms, text = record.split(b" ", 2)
-    value = orjson.loads(text)
-    if value is None:
+    content = orjson.loads(text)
+    if content is None:
         return None
-    return Scenario(name=name, version=int(version), value=value, updated_ms=int(updated_ms))
+    said = content.get("explore") if isinstance(content, dict) else None
+    explore: Mapping[str, Any] | Literal[False] | None = None
+    if isinstance(said, dict) or said is False:
+        content, explore = content["value"], said
+    return Scenario(name=name, version=int(version), value=content, explore=explore, updated_ms=int(updated_ms))

@@ -19,6 +19,7 @@ from services.storage.errors import CommandFailed, DataFolderInUse, StorageUnava
 from services.storage.events import EventLog
 from services.storage.names import Names
 from services.storage.ownership import FolderLock, Owner
+from services.storage.ranker_offsets import RankerOffsetStore
 from services.storage.scenarios import ScenarioStore
 from services.storage.server import EmbeddedServer, answers, recorded_socket, socket_url
 from services.storage.state import Popularity, UserStateStore
@@ -59,6 +60,7 @@ class Storage:
         self.state = UserStateStore(client, self.names)
         self.popularity = Popularity(client, self.names)
         self.scenarios = ScenarioStore(client, self.names, clock)
+        self.ranker_offsets = RankerOffsetStore(client, self.names)
         self.archive = EventArchive(
             data_dir / "events", client=client, names=self.names, streams=self.streams, events=self.events
         )

@@ -1,4 +1,4 @@
-"""The two models with the dataset's default configuration: what the jobs publish and the replay judges."""
+"""The two models as the jobs train and publish them: what the replay judges."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from services.training.data import TrainingData
 def fit_retrieval(
     data: TrainingData, items: ItemTable, events: EventTable, seed: int, progress: StageProgress | None
 ) -> RetrievalModel:
-    """Train the towers of the dataset's default configuration on `events`, which may be a part of the data's."""
+    """Train the towers of the default configuration on `events`, which may be a part of the data's."""
     return train_retrieval(
         data.schema, items, data.users, events, RetrievalConfig(seed=seed), stage_of(progress, "train retrieval")
     )
 
 
 def fit_ranking(
-    data: TrainingData, items: ItemTable, events: EventTable, seed: int, progress: StageProgress | None
+    data: TrainingData, items: ItemTable, events: EventTable, config: RankingConfig, progress: StageProgress | None
 ) -> RankingModel:
-    """As `fit_retrieval`, for the ranker."""
-    return train_ranking(data.schema, items, data.users, events, RankingConfig(seed=seed), progress)
+    """Train the ranker on `events`, which may be a part of the data's."""
+    return train_ranking(data.schema, items, data.users, events, config, progress)

@@ -45,6 +45,7 @@ def train(
     kinds: tuple[str, ...] = (RETRIEVAL, RANKING),
     progress: StageProgress | None = None,
     checkpoints: Path | None = None,
+    config: RankingConfig | None = None,
 ) -> list[Outcome]:
     """Train each kind from nothing and publish it. A retrieval model is promoted; a ranker if the gate lets it.
 
@@ -52,10 +53,11 @@ def train(
     both are judged on them. Where nothing can be compared the new one is promoted, as its training was asked for.
 
     checkpoints: folder in which a job that is cut short leaves what it has done; the same job takes it up.
+    config: of the ranker.
     """
     made = []
     if RANKING in kinds:  # before retrieval: a gate needs towers that have not seen what it judges on
-        made.append(_train_ranking(data, registry, gate, progress, checkpoints))
+        made.append(_train_ranking(data, registry, gate, config or RankingConfig(), progress, checkpoints))
     if RETRIEVAL in kinds:
         made.insert(0, _train_retrieval(data, registry, progress, checkpoints))
     return made
@@ -200,10 +202,10 @@ def _train_ranking(
     data: TrainingData,
     registry: ArtifactRegistry,
     gate: Gate,
+    config: RankingConfig,
     progress: StageProgress | None,
     checkpoints: Path | None,
 ) -> Outcome:
-    config = RankingConfig()
     active = _active(registry, data)
     window = None if active is None else active.provenance.data_window_ms
     new = data.events.between(window[1] + 1, None) if window is not None else data.events.take(slice(0, 0))

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from index.attributes import AttributeSchema
-from models.evaluate import bootstrap_mean
+from models.data.schema import FeatureSchema
+from models.evaluate import Interval, bootstrap_mean
 from models.ranking.model import RankingModel
 from models.retrieval.model import RetrievalModel
 from models.train.loop import StageProgress
-from services.ranking.value import ValueSource
-from services.replay.job import ReplayConfig, judge_sessions
-from services.replay.report import COMPARED
+from services.ranking.scenarios import DEFAULT, live_values
+from services.ranking.value import ValueFunction, ValueSource
+from services.replay.job import ReplayConfig, Scores, judge_sessions
+from services.storage.scenarios import ScenarioStore
 from services.training.data import TrainingData
 
 METRIC = "ndcg@10"
@@ -51,18 +53,27 @@ class Decision:
     figures: Mapping[str, float] = field(default_factory=dict)
     """Empty where nothing was compared."""
 
+    values: Mapping[str, str] = field(default_factory=dict)
+    """The value functions that it was judged with, by scenario."""
+
     def record(self) -> dict[str, Any]:
         """Return the decision as an artifact's config keeps it; the figures are kept as its metrics."""
-        return {"promoted": self.promoted, "reason": self.reason, "active": self.active}
+        return {
+            "promoted": self.promoted, "reason": self.reason, "active": self.active, "values": dict(self.values)
+        }  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gate:
-    """Judges by the replay that the platform has: the same walk, index and value function."""
+    """Judges by the replay that the platform has: the same walk and index, and the value function of every scenario as
+    it is when the judging begins."""
 
     attributes: AttributeSchema
     value: ValueSource
+    """The dataset's own."""
     replay: ReplayConfig
+    scenarios: ScenarioStore | None = None
+    """None: the dataset's value function is the only one."""
     config: GateConfig = field(default_factory=GateConfig)
 
     def decide(
@@ -81,41 +92,85 @@ class Gate:
 
         promote_unjudged: what to do where there are too few of them.
         """
+        values = self._values(data.schema)
         ours, theirs = (
-            judge_sessions(data, self.attributes, self.value, split_ms, retrieval, model, self.replay, name, progress)
+            judge_sessions(data, self.attributes, values, split_ms, retrieval, model, self.replay, name, progress)
             for name, model in (("replay the new model", new), ("replay the active one", active))
         )
         num_requests = len(ours.requests)
+        texts = {scenario: value.text for scenario, value in values.items()}
         if num_requests < max(1, self.config.min_requests):
             reason = f"{num_requests} sessions could be judged, fewer than {self.config.min_requests}"
-            return self._decision(promote_unjudged, reason, active_version, {})
-        users = np.array([request.user_key for request in ours.requests], dtype=np.int64)
-        new_scores, active_scores = ours.values[COMPARED][METRIC], theirs.values[COMPARED][METRIC]
-        difference = bootstrap_mean(new_scores - active_scores, clusters=users, seed=self.replay.seed)
-        figures = {
-            f"replay_{METRIC}": float(new_scores.mean()),
-            f"replay_{METRIC}_active": float(active_scores.mean()),
-            "replay_difference": difference.mean,
-            "replay_difference_low": difference.low,
-            "replay_difference_high": difference.high,
-            "replay_margin": self.config.margin,
-            "replay_sessions": float(num_requests),
-        }
-        good = difference.mean >= -self.config.margin
+            return self._decision(promote_unjudged, reason, active_version, {}, texts)
+        compared = {scenario: _compare(ours, theirs, scenario, self.replay.seed) for scenario in values}
+        figures = {name: value for found in compared.values() for name, value in found.figures.items()}
+        figures |= {"replay_margin": self.config.margin, "replay_sessions": float(num_requests)}
+        worst = min(compared.values(), key=lambda found: found.difference.mean)
+        good = worst.difference.mean >= -self.config.margin
         reason = (
-            f"NDCG@10 {new_scores.mean():.4f} against {active_scores.mean():.4f} of the active model on "
-            f"{num_requests} sessions, difference {difference.mean:+.4f} "
-            f"[{difference.low:+.4f}, {difference.high:+.4f}], "
+            f"NDCG@10 {worst} on {num_requests} sessions{worst.where(len(compared))}, "
             f"{'not below' if good else 'below'} the margin of -{self.config.margin:g}"
         )
-        return self._decision(good, reason, active_version, figures)
+        return self._decision(good, reason, active_version, figures, texts)
 
     def undecided(self, reason: str, active_version: str, *, promote: bool) -> Decision:
         """Return the decision where nothing can be compared."""
         return self._decision(promote, reason, active_version, {})
 
-    def _decision(self, good: bool, reason: str, active: str, figures: Mapping[str, float]) -> Decision:
+    def _values(self, schema: FeatureSchema) -> dict[str, ValueFunction]:
+        if self.scenarios is None:
+            return {DEFAULT: ValueFunction.parse(self.value, schema)}
+        return live_values(self.scenarios, self.value, schema)
+
+    def _decision(
+        self,
+        good: bool,
+        reason: str,
+        active: str,
+        figures: Mapping[str, float],
+        values: Mapping[str, str] | None = None,
+    ) -> Decision:
         forced = self.config.force and not good
         return Decision(
-            promoted=good or forced, reason=f"forced: {reason}" if forced else reason, active=active, figures=figures
+            promoted=good or forced, reason=f"forced: {reason}" if forced else reason, active=active, figures=figures,
+            values=values or {},
+        )  # fmt: skip
+
+
+class _Compared(NamedTuple):
+    """Two rankers over the same sessions, ordered by one scenario's value function."""
+
+    scenario: str
+    new: float
+    active: float
+    difference: Interval
+
+    def __str__(self) -> str:
+        difference = self.difference
+        return (
+            f"{self.new:.4f} against {self.active:.4f} of the active model, difference {difference.mean:+.4f} "
+            f"[{difference.low:+.4f}, {difference.high:+.4f}]"
         )
+
+    def where(self, num_scenarios: int) -> str:
+        """Return whose value function this is, where there are several."""
+        return "" if num_scenarios == 1 else f" with scenario {self.scenario!r}, the worst of {num_scenarios}"
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """Those of scenarios other than the default are named after it."""
+        of = "" if self.scenario == DEFAULT else f":{self.scenario}"
+        return {
+            f"replay_{METRIC}{of}": self.new,
+            f"replay_{METRIC}_active{of}": self.active,
+            f"replay_difference{of}": self.difference.mean,
+            f"replay_difference_low{of}": self.difference.low,
+            f"replay_difference_high{of}": self.difference.high,
+        }
+
+
+def _compare(ours: Scores, theirs: Scores, scenario: str, seed: int) -> _Compared:
+    users = np.array([request.user_key for request in ours.requests], dtype=np.int64)
+    new, active = ours.values[scenario][METRIC], theirs.values[scenario][METRIC]
+    difference = bootstrap_mean(new - active, clusters=users, seed=seed)
+    return _Compared(scenario, float(new.mean()), float(active.mean()), difference)

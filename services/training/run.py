@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from models.ranking.incremental import IncrementalConfig
 from models.train.loop import StageProgress
 from services.datasets.dataset import Dataset
 from services.folder import job_storage
 from services.llm.pretrained import fetch_smollm2
 from services.replay.job import ReplayConfig
 from services.settings import Settings
+from services.storage.scenarios import ScenarioStore
 from services.training.data import load_training_data
 from services.training.jobs import LLM, Outcome, train, train_llm, train_on
 from services.training.promotion import Gate, GateConfig
@@ -31,13 +33,15 @@ def run_training(
     against the active ranker.
     """
     dataset = Dataset.load(settings.dataset)
-    gate = make_gate(settings, dataset, config)
+    ranking = dataset.ranking.config()
     with job_storage(settings, "train") as storage:
+        gate = make_gate(settings, dataset, storage.scenarios, config)
         data = load_training_data(storage, dataset.feature_schema())
         checkpoints = storage.data_dir / CHECKPOINTS
         if incremental:
-            return [train_on(data, storage.artifacts, gate, progress=progress, checkpoints=checkpoints)]
-        outcomes = train(data, storage.artifacts, gate, kinds, progress, checkpoints)
+            increment = IncrementalConfig.of(ranking)
+            return [train_on(data, storage.artifacts, gate, increment, progress, checkpoints)]
+        outcomes = train(data, storage.artifacts, gate, kinds, progress, checkpoints, ranking)
         if LLM in kinds:
             outcomes.append(
                 train_llm(
@@ -48,11 +52,12 @@ def run_training(
         return outcomes
 
 
-def make_gate(settings: Settings, dataset: Dataset, config: GateConfig | None = None) -> Gate:
+def make_gate(settings: Settings, dataset: Dataset, scenarios: ScenarioStore, config: GateConfig | None = None) -> Gate:
     """Return the gate that judges as the platform serves."""
     return Gate(
         attributes=dataset.attribute_schema(),
         value=dataset.ranking.value,
         replay=ReplayConfig(num_candidates=settings.retrieval.num_candidates, born=dataset.items.available_from),
+        scenarios=scenarios,
         config=config or GateConfig(),
     )

@@ -118,18 +118,15 @@ class LlamaCpp:
         return np.array([self._difference(row) for row in rows])
 
     def _ask(self, prompts: list[list[int]]) -> Any:
-        found: list[Any] = []
-        failed: list[Any] = []
-        self.server.handle_completions(
+        answer = self.server.handle_completions(
             {
                 "prompt": prompts, "n_predict": 1, "n_probs": 200, "cache_prompt": True, "temperature": 0.0,
                 "post_sampling_probs": False,
-            },
-            failed.append, found.append,
+            }
         )  # fmt: skip
-        if failed:
-            raise UnsupportedError(f"llama.cpp: {failed[0]}")
-        return found[0] if len(found) == 1 else found
+        if isinstance(answer, dict) and "error" in answer:
+            raise UnsupportedError(f"llama.cpp: {answer['error']}")
+        return answer
 
     def _difference(self, row: Any) -> float:
         logs = {token["id"]: token["logprob"] for token in row["completion_probabilities"][0]["top_logprobs"]}

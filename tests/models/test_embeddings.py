@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 import torch
@@ -62,6 +64,31 @@ def test_a_bag_is_the_mean_of_what_is_in_it() -> None:
     assert not embedded[1].any()
     torch.testing.assert_close(embedded[2], TABLE(torch.tensor([9]))[0])
     assert TABLE.bag(torch.zeros((2, 0), dtype=torch.int64)).tolist() == [[0.0] * 3] * 2
+
+
+def test_what_is_held_is_looked_up_once_and_is_the_same_with_its_gradient() -> None:
+    keys, bags = torch.tensor([[5, -7, 0], [5, 1 << 40, 5]]), torch.tensor([[3, 9, 0], [0, 0, 0], [9, 5, -7]])
+    weights = torch.tensor([0.5, -1.0, 2.0])
+    found = []
+    for held in (False, True):
+        table = HashEmbedding(3, torch.Generator().manual_seed(0)).train()
+        with table.hold([keys, bags]) if held else nullcontext():
+            embedded, pooled = table(keys), table.bag(bags)
+            nothing = table.bag(torch.zeros((2, 0), dtype=torch.int64))
+        ((embedded * weights).sum() + (pooled * weights.flip(0)).square().sum()).backward()
+        assert table.weight.grad is not None and table.weight.grad.is_sparse and not nothing.any()
+        found.append((embedded, pooled, table.weight.grad.to_dense()))
+    for once, each in zip(*found, strict=True):
+        torch.testing.assert_close(once, each)
+
+
+def test_a_hash_that_is_not_held_is_refused_inside_and_found_after() -> None:
+    table = HashEmbedding(3, torch.Generator().manual_seed(0)).train()
+    with table.hold([torch.tensor([4, 9])]):
+        for stranger in (1, 5, 10):
+            with pytest.raises(ValueError, match="not among those held"):
+                table(torch.tensor([9, stranger]))
+    torch.testing.assert_close(table(torch.tensor([5])), TABLE(torch.tensor([5])))
 
 
 def test_tables_without_rows_are_refused() -> None:

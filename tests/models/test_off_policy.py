@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from models.off_policy import doubly_robust, ips, snips, weigh
+from models.off_policy import doubly_robust, ips, matched_first, snips, weigh
 
 NUM_CONTEXTS, NUM_ACTIONS = 6, 5
 
@@ -147,3 +147,51 @@ def test_clusters_widen_the_interval() -> None:
 def test_what_identifies_nothing_is_refused(targets: list[float], propensities: list[float], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         weigh(np.array(targets), np.array(propensities))
+
+
+def even(num_rows: int, seed: int) -> Log:
+    """A log that shows every action alike."""
+    log = simulate(num_rows, seed)
+    random = np.random.default_rng(seed + 1)
+    actions = random.integers(0, NUM_ACTIONS, num_rows)
+    return log._replace(
+        actions=actions,
+        rewards=(random.random(num_rows) < log.rates[log.contexts, actions]).astype(np.float64),
+        propensities=np.full(num_rows, 1.0 / NUM_ACTIONS),
+    )
+
+
+def test_matched_first_impressions_are_what_the_other_ranking_earns() -> None:
+    log = even(40_000, 3)
+    for ranking in (log.rates, -log.rates):  # the best first, and the worst first
+        first = ranking.argmax(axis=1)[log.contexts]
+        truth = float(log.rates[np.arange(NUM_CONTEXTS), ranking.argmax(axis=1)][log.contexts].mean())
+        found = matched_first(log.rewards, log.actions, first, log.propensities)
+        assert found.rate.low < truth < found.rate.high and found.rate.high - found.rate.low < 0.06
+        assert found.num_matched == pytest.approx(40_000 / NUM_ACTIONS, rel=0.1)
+        assert found.rate.mean == pytest.approx(found.num_rewards / found.num_matched)
+        # A policy that is certain, estimated by its probabilities.
+        certain = weigh((log.actions == first).astype(np.float64), log.propensities)
+        assert found.rate == pytest.approx(snips(log.rewards, certain.values_N))
+
+
+def test_a_policy_that_draws_matches_as_its_probabilities_say() -> None:
+    log = even(4_000, 5)
+    probabilities = log.policy[log.contexts]
+    random = np.random.default_rng(8)
+    rates = []
+    for _ in range(40):
+        first = (random.random(4_000)[:, None] > probabilities.cumsum(axis=1)).sum(axis=1)
+        rates.append(matched_first(log.rewards, log.actions, first, log.propensities).rate.mean)
+    weights = weigh(probabilities[np.arange(4_000), log.actions], log.propensities)
+    assert np.mean(rates) == pytest.approx(snips(log.rewards, weights.values_N).mean, abs=0.01)
+
+
+def test_matching_needs_an_even_log() -> None:
+    log = simulate(50, 1)
+    with pytest.raises(ValueError, match="expected a log that shows every item alike"):
+        matched_first(log.rewards, log.actions, log.actions, log.propensities)
+    with pytest.raises(ValueError, match="50 rewards, 49 shown"):
+        matched_first(log.rewards, log.actions[1:], log.actions, log.propensities)
+    nothing = matched_first(log.rewards, log.actions, log.actions + 99, np.full(50, 0.2))
+    assert nothing.num_matched == 0 and np.isnan(nothing.rate.mean)

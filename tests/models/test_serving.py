@@ -11,7 +11,7 @@ from models.ranking.calibration import Calibration
 from models.ranking.export import FILE, ExportedNetwork
 from models.ranking.model import RankingModel, make_network
 from models.ranking.network import NetworkConfig
-from models.ranking.parity import TOLERANCE, KnownAnswer, ParityError, questions
+from models.ranking.parity import TOLERANCE, KnownAnswer, ParityError, questions, relative_difference
 from models.ranking.serving import ServingModel, ServingTable, export_model
 from tests.models.world import SCHEMA
 
@@ -45,7 +45,7 @@ def served(request, tmp_path_factory):
 
 
 def test_the_served_model_equals_the_trained_one(served):
-    """Float32 sums in another order: no logit differs by more than TOLERANCE."""
+    """Float32 sums in another order: no logit differs by more than TOLERANCE of its scale."""
     model, folder = served
     online = ServingModel.load(folder, model)
     assert online.version == model.version
@@ -125,6 +125,38 @@ def test_the_known_answer_finds_a_model_that_has_changed(tmp_path):
     (tmp_path / "known_answer.json").unlink()
     with pytest.raises(ValueError, match="train the model again"):
         KnownAnswer.load(tmp_path)
+
+
+def test_a_model_of_large_logits_is_published_and_a_wrong_one_is_not(tmp_path):
+    """Rounding of float32 grows with the logits: an absolute bound would refuse a sound model of large ones."""
+    model = trained(PARTS["default"])
+    with torch.no_grad():
+        for head in model.network.towers.heads:
+            head.weight.mul_(3e4)
+    model = RankingModel(SCHEMA, model.config, model.network, model.calibration)
+    model.save(tmp_path)
+    export_model(model, tmp_path)
+    online, answer = ServingModel.load(tmp_path, model), KnownAnswer.load(tmp_path)
+    assert np.abs(answer.logits).max() > 1e3
+    assert np.abs(KnownAnswer.of(online).logits - answer.logits).max() > TOLERANCE
+    assert answer.check(online, TOLERANCE) <= TOLERANCE
+    with torch.no_grad():
+        model.network.table.weight.mul_(1.1)
+    with pytest.raises(ParityError, match="of its scale from the known answer"):
+        answer.check(model, TOLERANCE)
+
+
+def test_differences_are_relative_to_the_scale_of_their_task():
+    expected = np.array([[2000.0, 0.5], [-1000.0, -0.25]], np.float32)
+    assert relative_difference(expected, expected) == 0.0
+    assert relative_difference(expected + np.float32([[2.0, 0.0]]), expected) == pytest.approx(1e-3)
+    assert relative_difference(expected + np.float32([[0.0, 0.1]]), expected) == pytest.approx(0.1)
+    assert relative_difference(expected[:0], expected[:0]) == 0.0
+    for broken in (np.nan, np.inf):
+        found = expected.copy()
+        found[1, 1] = broken
+        assert not relative_difference(found, expected) <= 1.0
+        assert not relative_difference(expected, found) <= 1.0
 
 
 def test_the_exporter_leaves_warnings_as_they_were(tmp_path):

@@ -39,6 +39,10 @@ printed 4.14 is of a sparsely gated MMoE; ours is dense, for which its text give
 here."""
 
 
+MAIN_STEPS = ("large MLP", "dense gating", "low-rank DCNv2", "causal history (ours)", "residual DCN")
+"""Of which none reads histories once per candidate: those that a log of many candidates a request can afford."""
+
+
 class Step(NamedTuple):
     name: str
     paper: float | None

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 
 import pyarrow as pa
@@ -10,6 +11,9 @@ from pydantic import BaseModel, ValidationError
 
 from index.attributes import Attribute
 from models.data.schema import Feature
+from models.ranking.examples import ExampleConfig
+from models.ranking.network import NetworkConfig
+from models.ranking.training import RankingConfig
 from services.datasets.dataset import (
     EVENT_ARROW_SCHEMA,
     ActionSpec,
@@ -23,6 +27,8 @@ from services.datasets.dataset import (
 CONFIG = Path(__file__).parents[3] / "configs" / "movielens.toml"
 # Tasks name attributes of their own, and have tests of their own.
 TEXT = CONFIG.read_text(encoding="utf-8").partition("[llm]")[0]
+PLAIN = "\n".join(line for line in TEXT.splitlines() if not line.startswith(("network", "training")))
+"""Without what was chosen for the ranker."""
 
 
 @pytest.fixture(scope="module")
@@ -191,6 +197,72 @@ def test_mistakes_are_told_with_file_key_value_and_expectation(tmp_path, old, ne
     for part in expected:
         assert part in message
     assert "pydantic" not in message
+
+
+def test_left_out_the_ranker_is_built_and_trained_as_its_own_defaults_say():
+    assert Dataset.parse(PLAIN).ranking.config(seed=3) == RankingConfig(seed=3)
+
+
+def test_every_part_of_the_ranker_and_of_its_training_is_a_key():
+    ranking = Dataset.parse(TEXT).ranking
+    for section, config, elsewhere in (
+        (ranking.network, NetworkConfig(), {"contexts"}),  # what impressions tell, no setting
+        (ranking.training, RankingConfig(), {"network", "retrieval", "seed"}),
+        (ranking.training.examples, ExampleConfig(), {"session_gap_ms", "horizon_ms", "held_out_share", "dwell"}),
+    ):
+        assert set(type(section).model_fields) == {field.name for field in fields(config)} - elsewhere
+
+
+def test_the_ranker_is_switched_by_lines_of_the_description():
+    lines = """
+[ranking.network]
+history = "causal"
+hidden = [32]
+towers = "grouped"
+groups = [["watch"], ["like", "love"]]
+[ranking.training]
+table_learning_rate = 0.002
+sam_radius = 0.05
+examples = { long_dwell = "watch", dwell_type = "genre" }
+"""
+    dataset = Dataset.parse(PLAIN + lines)
+    config = dataset.ranking.config()
+    assert config.network == NetworkConfig(
+        history="causal", hidden=(32,), towers="grouped", groups=(("watch",), ("like", "love"))
+    )
+    assert (config.table_learning_rate, config.sam_radius, config.learning_rate) == (0.002, 0.05, 2e-3)
+    assert config.examples == ExampleConfig(long_dwell="watch", dwell_type="genre")
+    # What is learned from, and so what archives, indexes and models fit, is the same.
+    assert dataset.feature_schema().hash() == Dataset.parse(PLAIN).feature_schema().hash()
+
+
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        ('network = { history = "casual" }', ["ranking.network.history", '"casual"', '"causal"?']),
+        ('network = { histroy = "causal" }', ["ranking.network.histroy", '"history"?']),
+        ("network = { cross_rank = 0 }", ["ranking.network.cross_rank = 0", "greater than or equal to 1"]),
+        ("network = { hidden = [64, 0] }", ["ranking.network.hidden.1 = 0"]),
+        ("network = { dropout = 1.0 }", ["ranking.network.dropout = 1.0"]),
+        ('network = { towers = "grouped", groups = [["watch"]] }', ["ranking.network.groups", "like, love in none"]),
+        ('network = { towers = "grouped", groups = [["watch", "like", "lov"]] }', ['"lov"', '"love"?']),
+        ('network = { towers = "grouped", groups = [["watch", "like", "love"], []] }', ["at least one task"]),
+        ('network = { groups = [["watch", "like", "love"]] }', ['unless towers is "grouped"']),
+        ("training = { table_learning_rate = 0.0 }", ["ranking.training.table_learning_rate", "greater than 0"]),
+        ("training = { table_learning_rate = nan }", ["ranking.training.table_learning_rate"]),
+        ('training = { optimizer = "adam" }', ["ranking.training.optimizer", '"adamw"?']),
+        ("training = { sam_radius = -1.0 }", ["ranking.training.sam_radius"]),
+        ("training.examples = { max_requests = 0 }", ["ranking.training.examples.max_requests = 0"]),
+        ('training.examples = { long_dwell = "dwell" }', ["examples.long_dwell", "watch, like, love"]),
+        ('training.examples = { dwell_type = "genre" }', ["examples.dwell_type", "without long_dwell"]),
+        ('training.examples = { long_dwell = "watch", dwell_type = "year" }', ['"year": expected one of genre']),
+    ],
+)
+def test_a_wrong_key_of_the_ranker_is_told_by_name(lines, expected):
+    with pytest.raises(DatasetError) as caught:
+        Dataset.parse(f"{PLAIN}\n{lines}\n")
+    for part in expected:
+        assert part in str(caught.value)
 
 
 def test_several_mistakes_are_told_at_once():

@@ -66,7 +66,7 @@ class FakeServer:
         body = orjson.loads(request.content)
         path = request.url.path
         if path == "/tokenize" and self.tokenize:
-            return httpx.Response(200, json={"tokens": self.encode(body["prompt"])})
+            return httpx.Response(200, json={"tokens": self.encode(body["prompt"]), "max_model_len": 900})
         if path != {"vllm": "/generative_scoring", "sglang": "/v1/score"}[self.shape]:
             return httpx.Response(404, json={"detail": "Not Found"})
         self.bodies.append(body)
@@ -147,7 +147,9 @@ def test_another_tokenizer_is_found_out(tokenize: bool) -> None:
         return [*tiny_tokenizer().encode(text)[1:], 7]
 
     good, bad = FakeServer(tokenize=tokenize), FakeServer(tokenize=tokenize, encode=shifted)
-    check_tokenizer(good.backend(), tiny_tokenizer(), PROBES)
+    backend = good.backend()
+    check_tokenizer(backend, tiny_tokenizer(), PROBES)
+    assert backend.max_tokens == (899 if tokenize else 2048), "longer prompts would be cut off there"
     with pytest.raises(ProbeFailed, match="tokenizer"):
         check_tokenizer(bad.backend(), tiny_tokenizer(), PROBES)
 

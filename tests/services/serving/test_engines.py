@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
 from index.boosts import Boost
@@ -13,6 +16,7 @@ from index.filter import parse_filter
 from index.live import LiveIndex
 from models.data.items import ItemTable
 from models.data.state import History, UserState
+from models.retrieval.model import RetrievalModel
 from services.candidates import SOURCES, Candidates, Plan, source_names
 from services.keys import key_of, keys_of
 from services.platform import Platform
@@ -221,3 +225,86 @@ def test_calls_survive_the_wire(engine: RetrievalEngine, user: UserState) -> Non
     assert state.profile == {"age": 3} and now_ms == NOW_MS and np.array_equal(same.signals, sent.signals)
     ranking = Ranking(probabilities=np.ones((4, 2), np.float32), tasks=("a", "b"), versions={"ranker": "r"})
     assert unpack_ranking(pack_ranking(ranking)).probabilities.shape == (4, 2)
+
+
+def other_towers(engine: RetrievalEngine, factor: float = 1.5) -> RetrievalModel:
+    """The engine's towers with their tables turned: another version, other vectors."""
+    towers = copy.deepcopy(engine.model)
+    with torch.no_grad():
+        for parameter in towers.towers.parameters():
+            parameter.mul_(factor)
+    return RetrievalModel(towers.schema, towers.config, towers.towers)
+
+
+def documents(keys: NDArray[np.int64]) -> list[ItemChange]:
+    numbers = {key_of(f"item-{item}"): item for item in range(NUM_ITEMS)}
+    return [ItemChange(int(key), attributes_of(numbers[int(key)])) for key in keys]
+
+
+@pytest.fixture
+def fresh(engine: RetrievalEngine) -> RetrievalEngine:
+    """An engine of its own over the first hundred items."""
+    index = LiveIndex(engine.index.config)
+    own = RetrievalEngine(
+        index=index, model=engine.model, items=ItemTable(engine.schema), schema=engine.schema, landmark_ms=NOW_MS
+    )
+    own.apply_items(documents(keys_of(f"item-{item}" for item in range(100))), "5-1")
+    own.apply_events(own.index.keys()[:40], np.full(40, 3, np.uint32), np.full(40, NOW_MS), "7-1")
+    return own
+
+
+def test_another_model_takes_over_with_everything_that_changed_meanwhile(
+    fresh: RetrievalEngine, user: UserState
+) -> None:
+    towers, old = other_towers(fresh), fresh.model
+    stored = documents(keys_of(f"item-{item}" for item in range(100)))
+    changed, gone, new = key_of("item-90"), key_of("item-91"), key_of("item-150")
+    renamed = {**attributes_of(90), "title": "Quite another film", "genre": ["Horror"]}
+    seen = []
+    gone_was_counted = gone in fresh.index.keys()[:40]
+
+    def parts() -> Iterator[list[ItemChange]]:
+        yield stored[:50]
+        # Before the rest, as it was read, is embedded, the streams go on.
+        fresh.apply_items([ItemChange(changed, renamed), ItemChange(gone, None)], "6-1")
+        fresh.apply_items([ItemChange(new, attributes_of(150))], "6-2")
+        fresh.apply_events(np.array([changed, new]), np.full(2, 3, np.uint32), np.full(2, NOW_MS), "8-1")
+        seen.append(fresh.retrieve(user, NOW_MS, 20).versions)
+        yield stored[50:]
+
+    fresh.replace(towers, parts(), NOW_MS, 20)
+    assert seen == [{"index": f"{old.version}@6-2", "retrieval_model": old.version}]
+    found = fresh.retrieve(user, NOW_MS, 20)
+    assert found.versions == {"index": f"{towers.version}@6-2", "retrieval_model": towers.version}
+    assert fresh.model is towers and fresh.index.offsets == {"items": "6-2", "events": "8-1"}
+    assert fresh.index.num_items == 100 and gone not in fresh.index and new in fresh.index
+    keys = fresh.index.keys()
+    np.testing.assert_allclose(fresh.index.vectors(keys)[0], towers.encode_items(fresh.items.gather(keys)), atol=1e-6)
+    condition = parse_filter('genre = "Horror" and year = 1990', fresh.index.config.schema)
+    assert changed in fresh.retrieve(user, NOW_MS, 50, condition).keys
+    view_all = [signal.name for signal in fresh.schema.signals].index("view.all")
+    assert fresh.index.signals(np.array([changed, new]))[:, view_all].tolist() == [1.0, 1.0]
+    assert fresh.index.signals(keys)[:, view_all].sum() == 42.0 - int(gone_was_counted)
+    # The streams go on, into the one index that is left.
+    fresh.apply_items([ItemChange(new, None)], "6-3")
+    assert new not in fresh.index and fresh.index.offsets["items"] == "6-3"
+    fresh.replace(other_towers(fresh, 0.9), [documents(fresh.index.keys())], NOW_MS, 20)
+    assert fresh.index.num_items == 99
+
+
+def test_a_change_of_model_that_fails_changes_nothing(fresh: RetrievalEngine, user: UserState) -> None:
+    before = fresh.retrieve(user, NOW_MS, 20)
+
+    def parts() -> Iterator[list[ItemChange]]:
+        yield documents(fresh.index.keys()[:10])
+        raise OSError("the storage is gone")
+
+    with pytest.raises(OSError, match="storage is gone"):
+        fresh.replace(other_towers(fresh), parts(), NOW_MS, 20)
+    after = fresh.retrieve(user, NOW_MS, 20)
+    assert after.versions == before.versions and (after.keys == before.keys).all()
+    fresh.apply_items(documents(keys_of(["item-200"])), "6-1")  # into the one index that is left
+    with pytest.raises(ValueError, match="serves already"):
+        fresh.replace(fresh.model, [], NOW_MS, 20)
+    fresh.replace(other_towers(fresh), [documents(fresh.index.keys())], NOW_MS, 20)
+    assert fresh.index.num_items == 101

@@ -107,6 +107,54 @@ def test_epsilon_greedy_is_logged_alike(world: World, tmp_path: Path) -> None:
         assert len(events) == 8 and all(event.propensity and event.propensity >= 1 / 33 for event in events)
 
 
+def test_a_scenario_explores_as_it_says_from_the_next_request_on(platform: Platform, client: httpx.Client) -> None:
+    greedy = {"kind": "epsilon_greedy", "epsilon": 0.9, "draws": 16}
+    put = client.put("/v1/scenarios/daring", json={"value": "like", "explore": greedy})
+    assert put.status_code == 200, put.text
+    assert put.json()["explore"] == greedy | {"scale": 0.3}
+    assert client.get("/v1/scenarios/daring").json() == put.json()
+    assert client.put("/v1/scenarios/careful", json={"value": "like"}).json()["explore"] is None
+    answers = [ask(client, limit=8, scenario="daring") for _ in range(3)]
+    assert all(answer["explored"] for answer in answers) and len({tuple(ids_of(answer)) for answer in answers}) > 1
+    assert all(event.propensity and event.propensity >= 1 / 17 for event in impressions_of(platform, answers[0]))
+    for scenario in ("careful", "default"):
+        calm = [ask(client, limit=8, scenario=scenario) for _ in range(2)]
+        assert not any(answer["explored"] for answer in calm) and ids_of(calm[0]) == ids_of(calm[1])
+    assert client.put("/v1/scenarios/daring", json={"value": "like", "explore": False}).json()["explore"] is None
+    assert not ask(client, limit=8, scenario="daring")["explored"]
+
+
+def test_a_scenario_may_leave_the_exploring_of_its_dataset(thompson: tuple[Platform, httpx.Client]) -> None:
+    _, client = thompson
+    default = client.get("/v1/scenarios/default").json()["explore"]
+    assert (default["kind"], default["scale"], default["draws"]) == ("thompson", 3.0, 32)
+    client.put("/v1/scenarios/like", json={"value": "like"})
+    client.put("/v1/scenarios/still", json={"value": "like", "explore": False})
+    assert client.get("/v1/scenarios/like").json()["explore"] == default
+    assert ask(client, limit=8, scenario="like")["explored"]
+    first, second = (ask(client, limit=8, scenario="still") for _ in range(2))
+    assert not first["explored"] and ids_of(first) == ids_of(second)
+
+
+@pytest.mark.parametrize(
+    ("explore", "pointer"),
+    [
+        ({"kind": "greedy"}, "kind"),
+        ({"kind": "thompson", "scale": -1.0}, "scale"),
+        ({"kind": "thompson", "scales": 1.0}, "scales"),
+        ({"kind": "epsilon_greedy", "epsilon": 1.5}, "epsilon"),
+        ({"kind": "thompson", "draws": 0}, "draws"),
+        (True, "explore"),
+        ("thompson", "explore"),
+    ],
+)
+def test_exploring_that_cannot_be_is_refused_by_name(client: httpx.Client, explore: object, pointer: str) -> None:
+    refused = client.put("/v1/scenarios/wrong", json={"value": "like", "explore": explore})
+    assert refused.status_code == 422
+    assert any(pointer in entry["pointer"] for entry in refused.json()["errors"]), refused.text
+    assert client.get("/v1/scenarios/wrong").status_code == 404
+
+
 def test_without_the_setting_nothing_is_drawn(platform: Platform, client: httpx.Client) -> None:
     first, second = (ask(client, limit=20) for _ in range(2))
     assert ids_of(first) == ids_of(second) and not first["explored"]

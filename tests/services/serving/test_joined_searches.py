@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -55,7 +56,7 @@ def test_concurrent_requests_share_a_pass(
     assert all(answer["filter_plan"]["joined"] == 1 for answer in alone)
     gate = Gate(engine.index)
     joining = BatchingIndex(gate, max_wait_ms=20_000)
-    monkeypatch.setattr(engine, "searches", joining)
+    monkeypatch.setattr(engine, "_serving", replace(engine._serving, searches=joining))
     with ThreadPoolExecutor(len(asked)) as pool:
         try:
             first = pool.submit(ask, asked[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import threading
@@ -14,10 +15,13 @@ import numpy as np
 import pytest
 import torch
 
+from models.data.state import UserState
 from models.ranking.calibration import Calibration, Isotonic
 from models.ranking.model import RankingModel
 from models.ranking.serving import export_model
+from models.retrieval.model import RetrievalModel
 from services.app import make_logger
+from services.keys import keys_of
 from services.platform import Platform, PlatformError, build_platform
 from services.reloading import Reloader
 from services.storage.artifacts import Provenance
@@ -72,7 +76,7 @@ class Load:
             thread.join()
 
     def _run(self) -> None:
-        body = {"session": {"events": []}, "candidates": [f"item-{n}" for n in range(20)]}
+        body = {"session": {"events": []}, "candidates": [f"item-{n}" for n in range(20)], "explain": True}
         while not self._stopping.is_set():
             answer = self._client.post("/v1/recommendations", json=body)
             self.answers.append({"status": answer.status_code, **answer.json()})
@@ -143,7 +147,7 @@ def test_a_bad_model_leaves_the_old_one(
         before = platform.ranking.model.version
         with Load(client) as load:
             bad = publish(platform, spoil(changed(platform, 0.7)))
-            (reloader,) = platform.reloaders
+            reloader = next(each for each in platform.reloaders if each.kind == "ranking")
             wait_until(lambda: reloader.refused is not None)
             count = len(load.answers)
             wait_until(lambda: len(load.answers) > count + 3)
@@ -228,3 +232,70 @@ def test_an_exported_network_serves_and_says_so(world: World, tmp_path: Path, ta
 def test_int8_tables_need_an_exported_network(world: World, tmp_path: Path) -> None:
     with pytest.raises(PlatformError, match="int8 tables need"):
         build_platform(world.settings(tmp_path / "data", ranking={"table_bits": 8}))
+
+
+def test_towers_are_replaced_under_load_with_the_index_that_they_embedded(world: World, tmp_path: Path) -> None:
+    """Every answer is of one model and of its own index, and none is dropped, while items go on changing."""
+    settings = world.settings(
+        tmp_path / "data", retrieval={"reload_interval_s": 0.02}, pipeline={"log_impressions": False}
+    )
+    with running(settings) as (platform, client):
+        engine, registry = platform.retrieval, platform.storage.artifacts
+        assert engine is not None
+        models = {engine.model.version: engine.model}
+        with Load(client) as load:
+            for factor in (1.25, 0.8):
+                towers = RetrievalModel.load(registry.open("retrieval").folder, engine.schema)
+                with torch.no_grad():
+                    for parameter in towers.towers.parameters():
+                        parameter.mul_(factor)
+                towers = RetrievalModel(towers.schema, towers.config, towers.towers)
+                models[towers.version] = towers
+                registry.promote("retrieval", registry.publish("retrieval", towers.save, Provenance()))
+                number = 0
+                deadline = time.monotonic() + 30
+                while engine.model.version != towers.version or number < 5:
+                    assert time.monotonic() < deadline
+                    written = client.put(
+                        f"/v1/items/extra-{factor}-{number}?wait_for=visible",
+                        json={"attributes": {"title": f"Extra {number}", "genre": ["Drama"], "year": 1999}},
+                    )
+                    assert written.status_code == 201, written.text
+                    number += 1
+                wait_until(
+                    lambda version=towers.version: any(
+                        answer["served"]["retrieval_model"] == version for answer in list(load.answers)
+                    )
+                )
+            num_items = len(platform.storage.items)
+        assert {answer["status"] for answer in load.answers} == {200}
+        assert not any(answer["degraded"] for answer in load.answers)
+        assert {answer["served"]["retrieval_model"] for answer in load.answers} == set(models)
+        keys = keys_of(f"item-{n}" for n in range(20))
+        for version, model in models.items():
+            expected = model.encode_items(engine.items.gather(keys)) @ model.encode_users([UserState()], 0)[0]
+            mine = [answer for answer in load.answers if answer["served"]["retrieval_model"] == version]
+            for answer in mine:
+                assert answer["served"]["index"].startswith(f"{version}@")
+                scores = {item["id"]: item["explanation"]["retrieval_score"] for item in answer["items"]}
+                np.testing.assert_allclose([scores[f"item-{n}"] for n in range(20)], expected, rtol=1e-4, atol=1e-5)
+        assert engine.index.num_items == num_items
+    with running(settings) as (platform, _):  # the snapshot at the end is of the last model
+        assert platform.retrieval is not None and platform.retrieval.model.version == list(models)[-1]
+        assert platform.retrieval.index.num_items == num_items
+
+
+def test_towers_of_another_schema_are_refused(world: World, tmp_path: Path) -> None:
+    settings = world.settings(tmp_path / "data", retrieval={"reload_interval_s": 0.02})
+    with running(settings) as (platform, client):
+        engine, registry = platform.retrieval, platform.storage.artifacts
+        assert engine is not None
+        version = engine.model.version
+        schema = dataclasses.replace(engine.schema, history_length=engine.schema.history_length + 1)
+        other = RetrievalModel(schema, engine.model.config, engine.model.towers)
+        promoted = registry.publish("retrieval", other.save, Provenance())
+        registry.promote("retrieval", promoted)
+        reloader = next(each for each in platform.reloaders if each.kind == "retrieval")
+        wait_until(lambda: reloader.refused is not None)
+        assert engine.model.version == version
+        assert client.post("/v1/recommendations", json={"user_id": "user-1"}).status_code == 200

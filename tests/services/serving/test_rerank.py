@@ -98,18 +98,19 @@ def test_a_model_that_is_late_is_not_waited_for(
     backend = platform.llm.served.backend
 
     def slow(*_: object, **__: object) -> Any:
-        time.sleep(0.7)
+        time.sleep(2.0)
         raise AssertionError("nobody waits for this")
         yield
 
     monkeypatch.setattr(type(backend), "score", slow)
     started = time.monotonic()
     answer = ask(client, budget_ms=400)
-    assert time.monotonic() - started < 0.65
+    assert time.monotonic() - started < 1.5
     assert [entry["stage"] for entry in answer["degraded"]] == ["rerank"] and len(answer["items"]) == 10
     assert "into a budget of 400 ms" in answer["degraded"][0]["reason"]
-    time.sleep(0.5)
-    assert len(platform.llm.scheduler) == 0
+    while len(platform.llm.scheduler):
+        assert time.monotonic() - started < 10.0, "it ends with its caller"
+        time.sleep(0.05)
 
 
 def test_the_prompt_is_read_while_retrieval_runs(

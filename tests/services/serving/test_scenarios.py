@@ -29,7 +29,7 @@ def recommend(client: httpx.Client, **more: object) -> dict:
 
 def test_the_dataset_speaks_until_a_scenario_is_stored(clean: httpx.Client) -> None:
     assert clean.get("/v1/scenarios").json() == {
-        "scenarios": [{"name": "default", "version": 0, "value": "0.25 * view + 1.0 * like"}]
+        "scenarios": [{"name": "default", "version": 0, "value": "0.25 * view + 1.0 * like", "explore": None}]
     }
     assert recommend(clean)["served"]["value"] == "default/0"
 

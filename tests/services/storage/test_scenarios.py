@@ -26,6 +26,20 @@ def test_put_read_and_delete(open_storage: OpenStorage) -> None:
     assert scenarios.put("home", "view", if_version=0) == 4, "a version never comes twice"
 
 
+def test_how_a_scenario_explores_is_kept_beside_any_value(storage: Storage) -> None:
+    drawn = {"kind": "thompson", "scale": 0.5, "draws": 8}
+    storage.scenarios.put("drawn", "like", explore=drawn)
+    storage.scenarios.put("plain", {"like": 0.5}, explore=False)
+    # Weights of tasks that are called like our own fields.
+    storage.scenarios.put("odd", {"value": 1.0, "explore": 0.0})
+    found = {name: (s.value, s.explore) for name, s in storage.scenarios.all().items()}
+    assert found == {
+        "drawn": ("like", drawn),
+        "plain": ({"like": 0.5}, False),
+        "odd": ({"value": 1.0, "explore": 0.0}, None),
+    }
+
+
 def test_a_condition_holds_or_nothing_is_written(storage: Storage) -> None:
     storage.scenarios.put("home", "a")
     for write in (lambda: storage.scenarios.put("home", "b", 0), lambda: storage.scenarios.delete("home", 2)):

@@ -15,6 +15,7 @@ from models.ranking.examples import ExampleConfig
 from models.ranking.incremental import IncrementalConfig
 from models.ranking.model import RankingModel
 from models.ranking.training import RankingConfig
+from models.retrieval.model import RetrievalModel
 from services.datasets.dataset import Dataset
 from services.replay.job import ReplayConfig
 from services.storage.storage import Storage
@@ -81,7 +82,12 @@ def test_an_increment_trains_judges_and_is_recorded(storage: Storage, dataset: D
     artifact = registry.open(RANKING)
     made = artifact.provenance
     assert made.parent == before.version
-    assert made.config["promotion"] == {"promoted": True, "reason": decision.reason, "active": before.version}
+    assert made.config["promotion"] == {
+        "promoted": True,
+        "reason": decision.reason,
+        "active": before.version,
+        "values": {"default": "0.25 * view + 1.0 * like"},
+    }
     assert before.provenance.data_window_ms is not None and made.data_window_ms is not None
     since_ms = before.provenance.data_window_ms[1] + 1
     assert made.config["lineage"] == {"cold": before.version, "since_ms": since_ms}
@@ -119,6 +125,47 @@ def test_a_worse_model_is_published_and_not_promoted_unless_forced(storage: Stor
     forced = train_on(data, registry, gate_of(dataset, force=True), wild)
     assert forced.decision.promoted and forced.decision.reason.startswith("forced: NDCG@10")
     assert registry.current(RANKING) == forced.version
+
+
+def test_the_gate_judges_with_what_orders_slates_now(storage: Storage, dataset: Dataset) -> None:
+    registry, data = storage.artifacts, data_of(storage, dataset)
+    gate = replace(gate_of(dataset, margin=1.0), scenarios=storage.scenarios)
+    storage.scenarios.put("default", "-like")  # the worst first: whatever was liked comes last
+    storage.scenarios.put("evening", {"like": 1.0})
+    storage.scenarios.put("broken", "nothing.of + the_kind")
+    outcome = train_on(data, registry, gate, INCREMENT)
+    decision = outcome.decision
+    assert decision.values == {"default": "-like", "evening": "1.0 * like"}
+    assert registry.open(RANKING, outcome.version).provenance.config["promotion"]["values"] == decision.values
+    figures = decision.figures
+    assert figures["replay_ndcg@10"] < figures["replay_ndcg@10:evening"]
+    assert figures["replay_ndcg@10_active"] < figures["replay_ndcg@10_active:evening"]
+    # The worst of them decides.
+    worst = min(figures["replay_difference"], figures["replay_difference:evening"])
+    assert f"difference {worst:+.4f}" in decision.reason and "the worst of 2" in decision.reason
+    storage.scenarios.delete("default")
+    again = gate.decide(
+        data, int(data.events.quantile_ms(0.9)), RetrievalModel.load(registry.open(RETRIEVAL).folder, data.schema),
+        *(RankingModel.load(registry.open(RANKING).folder, data.schema) for _ in range(2)), "same",
+        promote_unjudged=False,
+    )  # fmt: skip
+    assert again.values["default"] == "0.25 * view + 1.0 * like" and again.figures["replay_difference"] == 0.0
+
+
+def test_the_dataset_says_how_its_ranker_is_trained(storage: Storage, dataset: Dataset) -> None:
+    registry, data = storage.artifacts, data_of(storage, dataset)
+    lines = '[ranking.network]\nhistory = "causal"\nhidden = [8]\n[ranking.training]\nnum_epochs = 0.5\n'
+    config = Dataset.parse(DATASET + lines).ranking.config()
+    (outcome,) = train(data, registry, gate_of(dataset, margin=1.0), (RANKING,), config=config)
+    artifact = registry.open(RANKING, outcome.version)
+    model = RankingModel.load(artifact.folder, data.schema)
+    assert model.config.history == "causal" and model.config.hidden == (8,)
+    assert artifact.provenance.config["num_epochs"] == 0.5
+    # An increment keeps the network and takes the rest of the settings, once over the requests.
+    increment = IncrementalConfig.of(replace(config, table_learning_rate=0.005, fisher_requests=500))
+    assert increment.ranking.table_learning_rate == 0.005
+    assert (increment.ranking.num_epochs, increment.ranking.fisher_requests) == (1.0, 64)
+    assert IncrementalConfig.of(RankingConfig()) == IncrementalConfig()
 
 
 def test_too_few_sessions_decide_nothing(storage: Storage, dataset: Dataset) -> None:
