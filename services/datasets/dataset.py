@@ -29,6 +29,7 @@ from services.datasets.descriptions import (
     parse_description,
     shown,
 )
+from services.datasets.links_section import LinksSection, links_problems
 from services.ranking.expression import ExpressionError, parse_expression
 from services.ranking.value import column_names
 
@@ -206,6 +207,8 @@ class Dataset(_Section):
     signals: SignalsSection
     retrieval: RetrievalSection
     ranking: RankingSection
+    links: LinksSection | None = None
+    """What learned links are mined from; absent: there are none."""
 
     @model_validator(mode="after")
     def _check_references(self) -> Self:
@@ -214,6 +217,7 @@ class Dataset(_Section):
             *_attribute_problems("users", self.users.id, self.users.attributes),
             *_goal_problems(self),
             *_signal_problems(self.signals, self.actions),
+            *_links_problems(self),
         ]
         if problems:
             raise DatasetError(self.name, problems)
@@ -396,6 +400,21 @@ def _goal_problems(dataset: Dataset) -> Iterable[Problem]:
     yield from _name_problems("retrieval.positive", [dataset.retrieval.positive], dataset.actions)
     yield from _name_problems("ranking.tasks", dataset.ranking.tasks, dataset.actions)
     yield from _value_problems(dataset)
+
+
+def _links_problems(dataset: Dataset) -> Iterable[Problem]:
+    links = dataset.links
+    if links is None:
+        return
+    users = {name: spec.type for name, spec in dataset.users.attributes.items()}
+    items = {name: spec.type for name, spec in dataset.items.attributes.items()}
+    filterable = [name for name, spec in dataset.items.attributes.items() if spec.filter]
+    yield from links_problems(links, users, items, filterable, dataset.actions)
+    try:
+        if parse_half_life(links.pending) is None:
+            raise ValueError('half-life "all": expected a length of time, like "4d"')
+    except ValueError as error:
+        yield Problem("links.pending", links.pending, str(error).partition(": ")[2])
 
 
 def _value_problems(dataset: Dataset) -> Iterable[Problem]:

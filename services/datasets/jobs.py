@@ -85,7 +85,8 @@ def jobs_tables(world: JobsWorld, events: FunnelEvents, *, impressions: bool = F
             "item_id": pa.array([jobs[code] for code in events.jobs[kept]]),
             "type": pa.array([TYPES[code] for code in types]),
             "ts": pa.array(events.ts_ms[kept]).cast(pa.timestamp("ms", tz="UTC")),
-            "position": pa.array(events.positions[kept], pa.int32(), mask=events.positions[kept] < 0),
+            # Places count from 1 in a log; a hire has none.
+            "position": pa.array(events.positions[kept] + 1, pa.int32(), mask=events.positions[kept] < 0),
         }
     )
     return {"items": items, "users": users, "events": table}

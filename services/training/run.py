@@ -5,10 +5,12 @@ from __future__ import annotations
 from models.train.loop import StageProgress
 from services.datasets.dataset import Dataset
 from services.folder import job_storage
+from services.links.artifact import KIND as LINKS
+from services.links.job import train_links
 from services.replay.job import ReplayConfig
 from services.settings import Settings
 from services.training.data import load_training_data
-from services.training.jobs import Outcome, train, train_on
+from services.training.jobs import RANKING, RETRIEVAL, Outcome, train, train_on
 from services.training.promotion import Gate, GateConfig
 
 CHECKPOINTS = "checkpoints"
@@ -25,16 +27,20 @@ def run_training(
 ) -> list[Outcome]:
     """Train the kinds on what the data folder of the settings holds.
 
+    kinds: of retrieval, ranking and links; empty: the two models, and links where the dataset says what may be linked.
     incremental: train the active ranker on, instead of new models from nothing; `kinds` is then not read.
     """
     dataset = Dataset.load(settings.dataset)
+    kinds = kinds or (RETRIEVAL, RANKING, *((LINKS,) if dataset.links is not None else ()))
     gate = make_gate(settings, dataset, config)
     with job_storage(settings, "train") as storage:
         data = load_training_data(storage, dataset.feature_schema())
         checkpoints = storage.data_dir / CHECKPOINTS
         if incremental:
             return [train_on(data, storage.artifacts, gate, progress=progress, checkpoints=checkpoints)]
-        return train(data, storage.artifacts, gate, kinds, progress, checkpoints)
+        outcomes = [train_links(data, storage.artifacts, dataset)] if LINKS in kinds else []
+        models = tuple(kind for kind in kinds if kind != LINKS)
+        return [*outcomes, *(train(data, storage.artifacts, gate, models, progress, checkpoints) if models else [])]
 
 
 def make_gate(settings: Settings, dataset: Dataset, config: GateConfig | None = None) -> Gate:

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.retrieval.links.candidates import CandidateLinks, Entries
+from models.retrieval.links.matching import ItemPostings
 from models.retrieval.links.rows import Link
 from models.retrieval.links.templates import LinkTemplate, MetaLinks, Rows
 from models.retrieval.links.weights import Design, Fit, fit_l1, largest_l1
@@ -205,8 +206,6 @@ def links_of(
     config: MiningConfig, counted: Counted, meta_links: MetaLinks, weights: NDArray[np.float64], items: Rows
 ) -> list[Link]:
     """Return the links that weigh more than the config's least, the heaviest first."""
-    from models.retrieval.links.matching import ItemPostings
-
     postings = ItemPostings(items)
     links = []
     for place in np.flatnonzero(weights > config.min_weight).tolist():
