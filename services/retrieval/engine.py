@@ -27,6 +27,7 @@ from models.data.signals import decay_factors, forward_increments, next_landmark
 from models.data.state import UserState
 from models.retrieval.model import RetrievalModel
 from services.candidates import SOURCES, Candidates, Plan
+from services.retrieval.links import LinkSource, within
 
 MAX_PENDING_ITEMS = 10_000
 """Items that events may be kept for until the items stream brings them."""
@@ -62,6 +63,8 @@ class Quotas:
     popular: float = 0.1
     recent: float = 0.1
     recent_half_life_ms: int = 7 * 86_400_000
+    links: float = 0.3
+    """Of what the engine's links reach, where it has any."""
 
 
 class RetrievalEngine:
@@ -98,6 +101,8 @@ class RetrievalEngine:
         """Events that were some action, counted since then."""
         self.popular = _signal_nearest(schema, None)
         self.recent = _signal_nearest(schema, self.quotas.recent_half_life_ms)
+        self.links: LinkSource | None = None
+        """The learned links in use; another version may be put in their place at any time."""
 
     @property
     def landmark_ms(self) -> int:
@@ -107,7 +112,9 @@ class RetrievalEngine:
     def versions(self) -> dict[str, str]:
         """What an answer was made with."""
         offset = self.index.offsets.get("items", "0-0")
-        return {"index": f"{self.model.version}@{offset}", "retrieval_model": self.model.version}
+        versions = {"index": f"{self.model.version}@{offset}", "retrieval_model": self.model.version}
+        links = self.links
+        return versions if links is None else versions | {"links": links.version}
 
     def warm_up(self, now_ms: int, k: int) -> None:
         """Run every kind of search once: kernels are compiled at their first call, which no request should wait for."""
@@ -139,6 +146,7 @@ class RetrievalEngine:
         vector_D = self.model.encode_users([user], now_ms)[0]
         towers = self.searches.search(vector_D, k, filter, exclude)
         lists = [
+            ("links", self._by_links(user, vector_D, k, filter, exclude)),
             ("popular", self._by_signal(self.popular, self.quotas.popular, k, filter, exclude)),
             ("recent", self._by_signal(self.recent, self.quotas.recent, k, filter, exclude)),
             ("towers", _found(towers)),
@@ -285,6 +293,23 @@ class RetrievalEngine:
         hits = self.index.search_signal(signal.name, wanted, filter, exclude)
         keys: NDArray[np.int64] = hits.keys[0][hits.scores[0] > 0]
         return keys
+
+    def _by_links(
+        self,
+        user: UserState,
+        vector_D: NDArray[np.float32],
+        k: int,
+        filter: Filter | None,
+        exclude: NDArray[np.int64] | None,
+    ) -> NDArray[np.int64]:
+        """Keys of the best items that the member's learned links reach."""
+        wanted = round(self.quotas.links * k)
+        links = self.links
+        query = links.query(user.profile, wanted) if links is not None and wanted else None
+        if query is None:
+            return np.zeros(0, np.int64)
+        reached = within(filter, query.filter)
+        return _found(self.index.search(vector_D, wanted, reached, exclude, boosts=query.boosts))
 
     def _plan(self, hits: Hits) -> Plan:
         return Plan(

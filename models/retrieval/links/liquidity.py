@@ -71,6 +71,23 @@ def choose_links(
     return Chosen(tuple(chosen), reached, spent, len(reached) >= config.enough)
 
 
+def choose_by_reach(links: LinkSet, profile: Mapping[str, object], *, enough: int, budget: int) -> list[Link]:
+    """As `choose_links` with single links, by the reach that they had when they were mined, without any items at hand.
+
+    Overlaps are unknown, so the reaches are added: a member may reach somewhat fewer than `enough`. A link that a
+    person wrote, whose reach nobody counted, costs nothing.
+    """
+    chosen: list[Link] = []
+    spent = 0
+    for link in links.links_of(profile):
+        if spent >= enough:
+            break
+        if spent + link.reach <= budget:
+            chosen.append(link)
+            spent += link.reach
+    return chosen
+
+
 def _groups(links: LinkSet, profile: Mapping[str, object], unit: str) -> list[list[Link]]:
     if unit == "link":
         return [[link] for link in links.links_of(profile)]
