@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from rich.table import Table
+from rich.text import Text
 
 from models.retrieval.links.matching import ItemPostings, LinkSet
 from models.retrieval.links.rows import Link, LinkFileError, compare_links, read_links, write_links
@@ -50,7 +51,7 @@ def show_links(
     for link in links[:limit]:
         state = " ".join(word for word, on in (("edited", link.origin == "edited"), ("off", not link.enabled)) if on)
         counts = (str(link.hires), str(link.refusals), str(link.reach))
-        table.add_row(link.id, link.text, f"{link.weight:.2f}", *counts, state)
+        table.add_row(link.id, Text(link.text), f"{link.weight:.2f}", *counts, state)
     table.caption = f"{min(limit, len(links))} of {len(links):,} links of version {artifact.version}"
     return table
 
@@ -122,7 +123,7 @@ def audit(settings: Settings, *, limit: int, json_file: Path | None) -> Table:
         findings = found.findings(place)
         rows.append({"id": link.id, "link": link.text, **dict(zip(names, counts, strict=True)), "findings": findings})
         if findings and table.row_count < limit:
-            cells = (link.id, link.text, f"{link.weight:.2f}", *map(str, counts), "; ".join(findings))
+            cells = (link.id, Text(link.text), f"{link.weight:.2f}", *map(str, counts), "; ".join(findings))
             table.add_row(*cells)
     if json_file is not None:
         json_file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from models.data.events import EventTable
 from models.data.items import ItemTable
 from models.data.jobs.funnel import TYPES, run_funnel
+from models.data.jobs.vocabulary import TINY, Vocabulary
 from models.data.jobs.world import DAY_MS, START_MS, JobsConfig, JobsWorld
 from models.data.schema import FeatureSchema
 from models.retrieval.links.labels import LabelConfig
@@ -51,20 +52,28 @@ class JobsCase:
     """bool[J]: posted before the split, and with applicants left to pay for."""
 
 
-def make_case(*, quick: bool, test_days: int = 8) -> JobsCase:
-    """Make the world, over O*NET's words where they can be had, else over ESCO's or the built-in ones."""
-    config = JobsConfig(
+def size_of(*, quick: bool) -> JobsConfig:
+    """The world's size."""
+    return JobsConfig(
         num_members=40_000 if quick else 120_000,
         num_jobs=6_000 if quick else 20_000,
         num_occupations=100 if quick else 250,
         mean_budget=80.0,
     )
-    for name in ("onet", "esco", "tiny"):
+
+
+def real_words() -> Vocabulary:
+    """O*NET's where they can be had, else ESCO's or the built-in ones."""
+    for name in ("onet", "esco"):
         try:
-            vocabulary = load_vocabulary(name)
-            break
+            return load_vocabulary(name)
         except DownloadError as error:
             print(f"vocabulary {name}: {error}")
+    return TINY
+
+
+def make_case(config: JobsConfig, vocabulary: Vocabulary, test_days: int = 8) -> JobsCase:
+    """Make the world, and cut it so many days before its end."""
     world = JobsWorld(vocabulary, config)
     print(f"jobs world (SYNTHETIC), words of {vocabulary.name}: {vocabulary.licence}")
     events = run_funnel(world)

@@ -36,7 +36,7 @@ from models.retrieval.links.templates import MetaLinks
 from models.retrieval.links.weights import Design
 from models.retrieval.training import RetrievalConfig, train_retrieval
 from tests.bench.record import Record
-from tests.bench.retrieval_quality.jobs import LABELS, TEMPLATES, JobsCase, make_case
+from tests.bench.retrieval_quality.jobs import LABELS, TEMPLATES, JobsCase, make_case, real_words, size_of
 from tests.bench.retrieval_quality.truth import compare_with_rules, rules_as_links
 
 RETRIEVED = 100
@@ -50,7 +50,11 @@ LAMBDAS = (0.01, 0.03, 0.1, 0.3, 1.0)
 def measure_links(record: Record, *, quick: bool) -> None:
     """Add the figures and rows of the links, and print the tables of docs/links.md."""
     print(__doc__)
-    case = make_case(quick=quick)
+    measure_case(record, make_case(size_of(quick=quick), real_words()))
+
+
+def measure_case(record: Record, case: JobsCase) -> None:
+    """As `measure_links`, on any jobs world."""
     pairs = _label(case, train=True)
     mined = mine_links(CONFIG, case.profiles, case.jobs, pairs)
     _measure_rules(record, case, pairs, mined)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.retrieval.links.liquidity import LiquidityConfig, choose_links
+from models.retrieval.links.liquidity import LiquidityConfig, choose_by_reach, choose_links
 from models.retrieval.links.matching import ItemPostings, LinkSet, score_items
 from models.retrieval.links.rows import Link, MetaLink
 
@@ -98,3 +98,22 @@ def test_links_that_are_off_hold_of_nobody() -> None:
     assert not LinkSet([link.edited(enabled=False)]).links_of({"a": "x"})
     with pytest.raises(ValueError, match="enough 5, budget 4"):
         LiquidityConfig(enough=5, budget=4)
+
+
+def test_without_items_at_hand_the_reaches_are_added() -> None:
+    pair = MetaLink("a", "x", "b", "y")
+    reaches = {5.0: 30, 4.0: 100, 3.0: 0, 2.0: 30, 1.0: 30}
+    links = LinkSet(
+        [
+            Link(pairs=(pair._replace(item_value=str(weight)),), weight=weight, reach=of)
+            for weight, of in reaches.items()
+        ]
+    )
+
+    def chosen(enough: int, budget: int) -> list[float]:
+        return [link.weight for link in choose_by_reach(links, {"a": "x"}, enough=enough, budget=budget)]
+
+    assert chosen(1, 1000) == [5.0]
+    assert chosen(50, 70) == [5.0, 3.0, 2.0]  # 100 do not fit
+    assert chosen(500, 1000) == [5.0, 4.0, 3.0, 2.0, 1.0]
+    assert choose_by_reach(links, {}, enough=5, budget=9) == []

@@ -109,12 +109,12 @@ def test_wrong_edits_are_refused_and_change_nothing(settings: Settings, tmp_path
 
 def test_an_audit_counts_every_link(settings: Settings, tmp_path: Path) -> None:
     links = current(settings)[1]
-    nobody = Link(pairs=(MetaLink("title", "astronaut 🙂", "title", "pilot"),), weight=1.0)
+    nobody = Link(pairs=(MetaLink("title", "astronaut 🙂 [bold]", "title", "pilot"),), weight=1.0)
     path = tmp_path / "links.jsonl"
     write_links(path, [*links, nobody])
     edit_links(settings, file=path, off=[], on=[], weights=[])
     table = text_of(audit(settings, limit=500, json_file=tmp_path / "audit.jsonl"))
-    assert "reaches no item; holds of no member" in table
+    assert "reaches no item; holds of no member" in table and "astronaut 🙂 [bold] ->" in table
     rows = {row["id"]: row for row in map(json.loads, (tmp_path / "audit.jsonl").read_text().splitlines())}
     assert len(rows) == len(links) + 1
     for link in links:
