@@ -123,8 +123,8 @@ def audit(settings: Settings, *, limit: int, json_file: Path | None) -> Table:
         findings = found.findings(place)
         rows.append({"id": link.id, "link": link.text, **dict(zip(names, counts, strict=True)), "findings": findings})
         if findings and table.row_count < limit:
-            cells = (link.id, Text(link.text), f"{link.weight:.2f}", *map(str, counts), "; ".join(findings))
-            table.add_row(*cells)
+            named = (link.id, Text(link.text), f"{link.weight:.2f}")
+            table.add_row(*named, *(str(count) for count in counts), "; ".join(findings))
     if json_file is not None:
         json_file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     flagged = sum(bool(row["findings"]) for row in rows)

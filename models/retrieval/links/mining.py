@@ -26,6 +26,8 @@ from models.retrieval.links.rows import Link
 from models.retrieval.links.templates import LinkTemplate, MetaLinks, Rows
 from models.retrieval.links.weights import Design, Fit, fit_l1, largest_l1
 
+_TO_CHOOSE = 1e-2  # tolerance of the fits that only choose the penalty
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MiningConfig:
@@ -173,7 +175,10 @@ def choose_weights(config: MiningConfig, counted: Counted) -> tuple[Fit, dict[st
     largest = largest_l1(old, old_hired, penalties)
     best, best_loss, first = config.l1_steps[0], np.inf, None
     for step in sorted(config.l1_steps, reverse=True):
-        first = fit_l1(old, old_hired, penalties, step * largest, non_negative=config.non_negative, start=first)
+        first = fit_l1(
+            old, old_hired, penalties, step * largest,
+            non_negative=config.non_negative, start=first, tolerance=_TO_CHOOSE,
+        )  # fmt: skip
         fit = _refit(config, old, old_hired, penalties, step * largest, first)
         loss = _log_loss(new.times(fit.weights) + fit.intercept, new_hired)
         if loss > best_loss:

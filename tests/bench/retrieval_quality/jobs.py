@@ -55,9 +55,9 @@ class JobsCase:
 def size_of(*, quick: bool) -> JobsConfig:
     """The world's size."""
     return JobsConfig(
-        num_members=40_000 if quick else 120_000,
-        num_jobs=6_000 if quick else 20_000,
-        num_occupations=100 if quick else 250,
+        num_members=25_000 if quick else 120_000,
+        num_jobs=5_000 if quick else 20_000,
+        num_occupations=65 if quick else 250,
         mean_budget=80.0,
     )
 
