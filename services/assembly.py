@@ -13,6 +13,7 @@ from fastapi import APIRouter, FastAPI
 from models.data.items import ItemTable
 from models.data.schema import FeatureSchema
 from models.ranking.model import RequestScorer
+from models.retrieval.links.rows import read_links
 from models.retrieval.model import RetrievalModel
 from services.app import Check, make_app
 from services.datasets.dataset import Dataset, parse_half_life
@@ -35,6 +36,8 @@ from services.ingest.popularity import PopularityKeeper
 from services.ingest.signals import SignalKeeper
 from services.ingest.snapshots import Snapshots
 from services.ingest.visibility import Visibility, Wait
+from services.links.artifact import FILE as LINKS_FILE
+from services.links.artifact import check_links
 from services.llm.app import llm_router, score_router, vllm_router
 from services.llm.building import LlmPart, build_llm
 from services.llm.client import LlmClient, LocalLlm, RemoteLlm
@@ -53,6 +56,7 @@ from services.reloading import Reloader
 from services.retrieval.app import retrieval_router
 from services.retrieval.client import LocalRetrieval, RemoteRetrieval, RetrievalClient
 from services.retrieval.engine import Quotas, RetrievalEngine
+from services.retrieval.links import LinkSource
 from services.retrieval.loading import index_folder, load_items, load_retrieval, stored_items
 from services.schema import DependencyState
 from services.settings import Settings
@@ -152,6 +156,7 @@ class Assembly:
                 popular=settings.popular_share,
                 recent=settings.recent_share,
                 recent_half_life_ms=half_life_ms,
+                links=settings.links_share,
             ),
             num_threads=settings.search_threads,
             logger=self.logger,
@@ -168,6 +173,8 @@ class Assembly:
         )
         progress: dict[StreamName, Progress] = {"items": items.progress, "events": events.progress}
         self.retrieval_engine = engine
+        if self.dataset.links is not None:
+            self._follow_links(engine)
         self.retrieval = LocalRetrieval(engine, self.retrieval_workers, progress)
         self.routers.append(retrieval_router(engine, self.retrieval_workers))
         self.metrics.watch("index_items", "Items in the index", lambda: float(engine.index.num_items))
@@ -195,6 +202,18 @@ class Assembly:
         self._check_thread("follower snapshots", self.snapshots.state)
         self.signals = SignalKeeper(engine, self.storage, metrics=self.metrics, logger=self.logger)
         self._check_thread("follower signals", self.signals.state)
+
+    def _follow_links(self, engine: RetrievalEngine) -> None:
+        """Use the current links, and every version that becomes current later."""
+
+        def replace(promoted: Artifact) -> None:
+            links = read_links(promoted.folder / LINKS_FILE)
+            check_links(links, self.dataset)
+            engine.links = LinkSource(links, promoted.version, scale=self.settings.retrieval.links_scale)
+
+        reloader = self._reloader("links", "none", replace, self.settings.retrieval.reload_interval_s)
+        reloader.check()
+        self.reloaders.append(reloader)
 
     def _build_ranking(self) -> None:
         artifact = self._artifact("ranking")
@@ -291,7 +310,7 @@ class Assembly:
 
     def _reloader(
         self,
-        kind: Literal["retrieval", "ranking", "llm"],
+        kind: Literal["retrieval", "ranking", "links", "llm"],
         version: str,
         replace: Callable[[Artifact], None],
         interval_s: float,

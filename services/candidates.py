@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from index.machine import CostsFrom
 from services.processes.frames import FrameError, pack, unpack
 
-SOURCES = ("towers", "popular", "recent", "given")
+SOURCES = ("towers", "popular", "recent", "given", "links")
 """Bit i of a candidate's source mask is the i-th name. "given": the request's own `candidates`."""
 
 
@@ -45,7 +45,7 @@ class Candidates:
     """[n, S], decayed to the time of the request."""
     plan: Plan
     versions: Mapping[str, str]
-    """What made them: `index`, `retrieval_model`."""
+    """What made them: `index`, `retrieval_model`, and `links` where there are any."""
     unboosted: NDArray[np.float32] | None = None
     """The inner products alone, where `scores` has boosts in it."""
 

@@ -100,6 +100,7 @@ class Responder:
         return Served(
             index=versions.get("index"),
             retrieval_model=versions.get("retrieval_model"),
+            links=versions.get("links"),
             ranker=versions.get("ranker"),
             calibrator=versions.get("calibrator"),
             value=versions.get("value"),

@@ -143,6 +143,7 @@ class Served(Wire):
 
     index: str | None = Field(description="retrieval model and items offset that the index held")
     retrieval_model: str | None
+    links: str | None = Field(default=None, description="learned links in use; null: there are none")
     ranker: str | None
     calibrator: str | None
     value: str | None = Field(description="scenario and version of the value function; version 0 is the dataset's")

