@@ -28,6 +28,7 @@ from models.decoder.tokenizer import Tokenizer
 from tests.models.decoder.gguf_writer import write_gguf
 from tests.services.llm.vllm_server import PYTHON, serve_vllm
 
+VOCABULARY = 1 << 16
 Tokens = Sequence[int]
 
 
@@ -44,6 +45,10 @@ class Peer(Protocol):
 
     def score(self, items: Sequence[Tokens]) -> NDArray[np.float64]:
         """Return logit of yes - logit of no after each item, behind the prompt that was read."""
+        ...
+
+    def check(self, items: Sequence[Tokens]) -> NDArray[np.float64]:
+        """Return the same, whatever it takes to learn it."""
         ...
 
 
@@ -85,6 +90,8 @@ class Transformers:
         logits = last.float() @ self.model.lm_head.weight[self.rows].float().T
         return (logits[:, 0] - logits[:, 1]).double().numpy()
 
+    check = score
+
 
 class LlamaCpp:
     """llama.cpp's server in this process: the prompt is held by every slot, items go to the slots at once."""
@@ -104,35 +111,36 @@ class LlamaCpp:
         params.n_batch = params.n_ubatch = 1024
         params.cpuparams.n_threads = params.cpuparams_batch.n_threads = torch.get_num_threads()
         params.cache_prompt, params.verbosity, params.warmup = True, -1, False
+        params.cache_type_k = params.cache_type_v = getattr(self.xllamacpp.ggml_type, f"GGML_TYPE_{kind}")
         self.server = self.xllamacpp.Server(params)
-        self.note = f"GGUF {kind}, {num_slots} slots, the two best of 200 tokens"
+        self.note = f"GGUF and cache {kind}, {num_slots} slots"
 
     def read(self, prompt: Tokens) -> None:
         self.prompt = list(prompt)
         self.score([[0]] * self.num_slots)
 
     def score(self, items: Sequence[Tokens]) -> NDArray[np.float64]:
-        answer = self._ask([[*self.prompt, *item] for item in items])
-        rows = answer if isinstance(answer, list) else [answer]
-        rows = sorted(rows, key=lambda row: row.get("index", 0))
-        return np.array([self._difference(row) for row in rows])
+        """NaN where the labels are not among the few likeliest tokens that are asked for: the time is the same."""
+        return self._score(items, 5)
 
-    def _ask(self, prompts: list[list[int]]) -> Any:
+    def check(self, items: Sequence[Tokens]) -> NDArray[np.float64]:
+        return self._score(items, VOCABULARY)
+
+    def _score(self, items: Sequence[Tokens], num_probs: int) -> NDArray[np.float64]:
         answer = self.server.handle_completions(
             {
-                "prompt": prompts, "n_predict": 1, "n_probs": 200, "cache_prompt": True, "temperature": 0.0,
-                "post_sampling_probs": False,
+                "prompt": [[*self.prompt, *item] for item in items], "n_predict": 1, "n_probs": num_probs,
+                "cache_prompt": True, "temperature": 0.0,
             }
         )  # fmt: skip
-        if isinstance(answer, dict) and "error" in answer:
-            raise UnsupportedError(f"llama.cpp: {answer['error']}")
-        return answer
+        if "choices" not in answer:
+            raise UnsupportedError(f"llama.cpp: {answer}")
+        rows = sorted(answer["choices"], key=lambda row: row["index"])
+        return np.array([self._difference(row["logprobs"]["content"][0]["top_logprobs"]) for row in rows])
 
-    def _difference(self, row: Any) -> float:
-        logs = {token["id"]: token["logprob"] for token in row["completion_probabilities"][0]["top_logprobs"]}
-        if self.labels.yes not in logs or self.labels.no not in logs:
-            return math.nan  # not among the 200: the time is the same
-        return float(logs[self.labels.yes] - logs[self.labels.no])
+    def _difference(self, likeliest: Any) -> float:
+        logs = {token["id"]: token["logprob"] for token in likeliest}
+        return float(logs.get(self.labels.yes, math.nan) - logs.get(self.labels.no, math.nan))
 
 
 class Vllm:
@@ -161,6 +169,8 @@ class Vllm:
         answer.raise_for_status()
         chance = np.array([row["score"] for row in sorted(answer.json()["data"], key=lambda row: row["index"])])
         return np.log(chance) - np.log1p(-chance)
+
+    check = score
 
 
 @contextmanager

@@ -166,7 +166,7 @@ def _compare(record: Record, scorer: Scorer, folder: Path, labels: Labels, repea
     expected = scorer.score(prefix, candidates, labels).score_NQ[:, 0]
     for figure, peer in _peers(record, folder, precision, labels, len(items)):
         peer.read(prompt)
-        found = peer.score(items)
+        found = peer.check(items)
         known = np.isfinite(found)
         difference = float(np.abs(found - expected)[known].max()) if known.any() else float("nan")
         ours, theirs = [], []
