@@ -157,7 +157,7 @@ class LlmSettings(_Section):
     """Memory for prompts that were read before."""
     max_candidates: Annotated[int, Field(ge=1, le=500)] = 30
     """Candidates that are reranked at most; how many there is time for is decided per request."""
-    max_prompt_tokens: Annotated[int, Field(ge=1, le=131_072)] = 512
+    max_prompt_tokens: Annotated[int, Field(ge=1, le=131_072)] = 1024
     """Tokens of a prompt before its candidates at most; a task may say fewer."""
     rerank_share: Share = 0.95
     """Latest end of rerank, as a fraction of the request's budget."""

@@ -28,7 +28,7 @@ from services.ranking.value import order_of
 from services.stages.arrange import SPARE
 
 USED = "the ranker's order"
-_LEAST = 1e-7
+_LEAST = 1e-6
 """Probabilities nearer to 0 or 1 have no logit worth the name."""
 
 
