@@ -11,10 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index.bits import Words
+from index.code_rows import CodeRows
 from index.planner import Costs
 from kernels.batched_topk import batched_topk, has_batches
-from kernels.codes import Codes
 from kernels.filtered_topk import Backend, Strategy, filtered_topk
+from kernels.sign_codes import SignCodes
+from kernels.sign_topk import sign_topk
 
 MIN_ROWS = 16_384  # below, every way takes well under a millisecond, and the clock tells little
 MAX_ROWS = 1 << 17  # measured rows: enough to leave the private caches, few enough for 50 ms
@@ -25,7 +27,7 @@ FEW, MANY = 4, 16  # queries of the measured passes
 
 def calibrate(
     vector_ND: NDArray[np.float32],
-    codes: Codes,
+    code_rows: CodeRows,
     key_N: NDArray[np.int64],
     live_W: Words,
     backend: Backend,
@@ -40,7 +42,7 @@ def calibrate(
     if backend == "reference" or num_rows < MIN_ROWS:
         return Costs()
     vector_ND, key_N = vector_ND[:num_rows], key_N[:num_rows]
-    codes = codes.first(num_rows)
+    codes, signs = code_rows.first(num_rows), code_rows.signs
     query_BD = np.random.default_rng(0).standard_normal((MANY, vector_ND.shape[1])).astype(np.float32)
     every_W = live_W[:num_words]
     sparse_W = every_W & np.uint64(0x1111_1111_1111_1111)  # every fourth row: enough for all threads to take part
@@ -57,6 +59,9 @@ def calibrate(
             lambda: batched_topk(query_BD[:count], vector_ND, codes, key_N, every_W[None], group_B, 1, **options)  # type: ignore[arg-type]
         )
 
+    def look(signs: SignCodes) -> object:
+        return sign_topk(query_BD[0], signs, every_W, NUM_GATHERED, backend=backend, num_threads=num_threads)
+
     sparse, few = (max(1, int(np.bitwise_count(words).sum())) for words in (sparse_W, few_W))
     default = Costs()
     start = one("compact", few_W)
@@ -72,6 +77,7 @@ def calibrate(
         gather=one("gather", few_W) / few,
         batch=batch,
         batch_query=batch_query,
+        signs=default.signs if signs is None else _time(lambda: look(signs.first(num_rows))) / num_rows,
         start=start,
     )
 

@@ -17,7 +17,7 @@ from threading import Lock
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from index.bits import list_bits
+from index.bits import have_bits, list_bits
 from index.boosts import Boost
 from index.config import IndexConfig
 from index.hits import Hits
@@ -157,6 +157,7 @@ class LiveIndex:
         filters: Sequence[Filter | None] | None = None,
         excludes: Sequence[ArrayLike | None] | None = None,
         boosts: Sequence[Boost] = (),
+        depth: int | None = None,
     ) -> Hits:
         """The k items of largest inner product with each query, among those the filter admits.
 
@@ -166,10 +167,14 @@ class LiveIndex:
         inner products rounded to float64, weights added to that; order: score descending, key ascending.
         All queries of a call see one moment of the index, and each has the hits of a search of its own.
 
+        depth: where a search would read all codes, take the best `depth` rows by 1-bit codes first, and answer the best
+        among those; `Hits.exact` is then False, and `Hits.recall` what such searches found lately, measured on every
+        `recall_every`-th of them. Filtered searches that list their matches stay exact. Needs `IndexConfig.signs`.
+
         Raises ValueError for a shape that does not fit, nan or inf, k < 1, k > MAX_RESULTS, filters or excludes
-        that are not one per query, or filters beside `filter`.
+        that are not one per query, filters beside `filter`, or a depth below k or of an index without 1-bit codes.
         """
-        return self._searcher.search(query, k, filter, exclude, filters, excludes, boosts)
+        return self._searcher.search(query, k, filter, exclude, filters, excludes, boosts, depth)
 
     def search_signal(self, name: str, k: int, filter: Filter | None = None, exclude: ArrayLike | None = None) -> Hits:
         """The k items with the largest value of a signal, ties to the lower key; items at 0 take part.
@@ -203,6 +208,17 @@ class LiveIndex:
             value_MS = view.arrays.signal_SN.T[np.maximum(view.row_M, 0)]
             value_MS[view.row_M < 0] = 0.0
             return value_MS
+
+    def weights(self, keys: ArrayLike, boosts: Sequence[Boost]) -> NDArray[np.float64]:
+        """float64[M]: what the boosts add to the scores of the keys, 0 where a key is not there."""
+        with self._state.reading(keys) as view:
+            held = view.row_M >= 0
+            total_M = np.zeros(held.size)
+            for boost in boosts:
+                words = view.arrays.columns.evaluate(boost.filter, view.num_words)
+                admitted = held & have_bits(words, np.maximum(view.row_M, 0)) if words.size else held
+                total_M += np.where(admitted, boost.weight, 0.0)
+            return total_M
 
     def attributes(self, keys: ArrayLike) -> list[dict[str, object] | None]:
         """The filterable attributes of the keys as they were given; None where a key is not there."""

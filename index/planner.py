@@ -23,7 +23,12 @@ class Costs:
     gather: float = 280.0  # per row whose float32 vector is fetched and scored in full precision
     batch: float = 9.0  # per row of a pass for several queries
     batch_query: float = 0.7  # per row and query of such a pass
+    signs: float = 0.7  # per row of the index: its 1-bit code, where there is one
     start: float = 30_000.0  # per query whose codes are scanned: encode it, merge its candidates
+
+    def prefers_signs(self, num_queries: int) -> bool:
+        """Whether 1-bit codes, read once for every query, cost less than one exact pass for all of them."""
+        return self.signs * num_queries < self.batch + self.batch_query * num_queries
 
 
 class Step(NamedTuple):
@@ -51,7 +56,8 @@ def plan(
     """Steps for the queries whose filter, number group_B[b], admits anything.
 
     batches: whether several queries may share a pass. Those that would each stream over all rows share it, whatever
-    their filters, where that is cheaper; so do those of one filter that would each list its rows.
+    their filters, where that is cheaper; so do those of one filter that would each list its rows. Those of
+    one filter join a pass over all rows that others need, where that is cheaper than listing.
     """
     steps: list[Step] = []
     streaming: list[int] = []
@@ -66,10 +72,21 @@ def plan(
             steps.append(Step("batch", queries))
         else:
             steps.append(Step(strategy, queries))
-    if streaming:
-        together = batches and _shares(len(streaming), costs.stream, costs)
-        steps.append(Step("batch" if together else "stream", tuple(streaming)))
-    return steps
+    if not streaming:
+        return steps
+    if not (batches and _shares(len(streaming), costs.stream, costs)):
+        return [*steps, Step("stream", tuple(streaming))]
+    joined = {step for step in steps if step.strategy != "gather" and _joins(step, matched_G, group_B, num_rows, costs)}
+    together = (*streaming, *(query for step in joined for query in step.queries))
+    return [*(step for step in steps if step not in joined), Step("batch", tuple(sorted(together)))]
+
+
+def _joins(step: Step, matched_G: Sequence[int], group_B: Sequence[int], num_rows: int, costs: Costs) -> bool:
+    """Whether queries of one filter cost less within a pass over all rows, made anyway, than by themselves."""
+    size, num_matched = len(step.queries), matched_G[group_B[step.queries[0]]]
+    row = costs.batch + costs.batch_query * size if step.strategy == "batch" else costs.compact * size
+    start = 0.0 if step.strategy == "batch" else costs.start * size
+    return costs.batch_query * size * num_rows < row * num_matched + start
 
 
 def _shares(num_queries: int, alone: float, costs: Costs) -> bool:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index.bits import Words, list_bits
-from index.code_rows import CodeRows
+from index.code_rows import CodeRows, Frame
 from index.columns import Columns
 from index.config import IndexConfig
 from index.memory import Reserved
@@ -32,15 +32,15 @@ class RowArrays:
     `finish`. Only the last must not run beside a writer.
     """
 
-    def __init__(self, config: IndexConfig, capacity: int, *, mean_D: NDArray[np.float32] | None = None) -> None:
+    def __init__(self, config: IndexConfig, capacity: int, *, frame: Frame | None = None) -> None:
         self.config = config
         self.capacity = _round_up(capacity)
         self.has_mean = False
         self.populated_rows = 0  # memory is there for rows below, and was written or prepared
         self.columns = Columns(config.schema, self.capacity)
-        self._reserve(np.zeros(config.dim, np.float32) if mean_D is None else mean_D)
+        self._reserve(Frame.draw(config) if frame is None else frame)
 
-    def _reserve(self, mean_D: NDArray[np.float32]) -> None:
+    def _reserve(self, frame: Frame) -> None:
         """Take new memory for everything but the columns."""
         rows, config = max(MIN_ROOM_ROWS, ROOM_SHARE * self.capacity), self.config
         self.room = {
@@ -49,7 +49,7 @@ class RowArrays:
             "live": Reserved((rows // 64,), np.dtype(np.uint64)),
             "signal": Reserved((len(config.signals), rows), np.dtype(np.float64)),
         }
-        self.code_rows = CodeRows.reserve(config, rows, self.capacity, mean_D)
+        self.code_rows = CodeRows.reserve(config, rows, self.capacity, frame)
         self._show()
 
     def _show(self) -> None:
@@ -108,7 +108,7 @@ class RowArrays:
         grown.capacity = _round_up(capacity)
         grown.columns = self.columns.begin_copy(grown.capacity)
         if grown.capacity > self.room_rows:
-            grown._reserve(self.codes.mean_D)
+            grown._reserve(self.code_rows.frame)
             grown.populated_rows = 0
         else:
             grown.code_rows = self.code_rows.resize(grown.capacity)
@@ -125,7 +125,8 @@ class RowArrays:
 
     def _begin_codes(self, mean_D: NDArray[np.float32]) -> RowArrays:
         centred = copy.copy(self)
-        centred.code_rows = CodeRows.reserve(self.config, self.room_rows, self.capacity, mean_D)
+        frame = self.code_rows.frame._replace(mean_D=mean_D)
+        centred.code_rows = CodeRows.reserve(self.config, self.room_rows, self.capacity, frame)
         centred.has_mean = True
         centred.populated_rows = 0
         return centred
@@ -139,7 +140,7 @@ class RowArrays:
                     self.vector_ND[block] = source.vector_ND[block]
                 self.key_N[block] = source.key_N[block]
                 self.signal_SN[:, block] = source.signal_SN[:, block]
-            if self.code_rows.mean_D is not source.code_rows.mean_D:
+            if self.code_rows.frame is not source.code_rows.frame:
                 self.code_rows.write(block, source.vectors(block))
             elif self.code_rows.room is not source.code_rows.room:
                 self.code_rows.copy_rows(source.code_rows, block)

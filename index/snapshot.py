@@ -16,17 +16,20 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, TypeVar, cast
+from typing import IO, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from index.attributes import AttributeSchema
+from index.code_rows import Frame
 from index.config import CodeKind, IndexConfig
+from index.manifest import field, read_manifest, write_manifest
 from index.memory import FILE_HEADER_BYTES, Reserved
 from index.rows import RowArrays
-from kernels.codes import Codes
+from kernels.codes import NO_ROTATION, NUM_ARRAYS, Codes
 from kernels.filtered_topk import Backend
+from kernels.sign_codes import SignKind
 
 FORMAT_VERSION = 1
 CODES_VERSION = 2  # of what `kernels.codes` writes; codes of another version are computed again on opening
@@ -109,12 +112,15 @@ def write_snapshot(
             "codes_version": CODES_VERSION,
             "codes": arrays.config.codes,
             "store_vectors": arrays.config.store_vectors,
+            "rotate": arrays.config.rotate,
+            "signs": arrays.config.signs,
+            "sign_bits": arrays.config.num_sign_bits if arrays.config.signs is not None else 0,
             "offsets": dict(offsets),
             "costs": None if costs is None else dict(costs),
             "metadata": json.loads(text),
             "files": files,
         }
-        _write_manifest(partial / MANIFEST, manifest)
+        write_manifest(partial / MANIFEST, manifest)
         _sync_folder(partial)
         path = folder / f"{_PREFIX}{number:012d}"
         partial.rename(path)
@@ -133,7 +139,7 @@ def load_newest(folder: Path, backend: Backend, num_threads: int | None) -> tupl
     skipped: list[tuple[str, str]] = []
     for path in _list_snapshots(folder) if folder.is_dir() else []:
         try:
-            manifest = _read_manifest(path / MANIFEST)
+            manifest = read_manifest(path / MANIFEST)
             stored = _load(path, manifest, backend, num_threads)
         except (OSError, ValueError, KeyError, TypeError) as error:
             skipped.append((str(path), f"{type(error).__name__}: {error}"))
@@ -164,10 +170,10 @@ def _prune(folder: Path, keep: int) -> None:
 def _describe(path: Path, manifest: Mapping[str, object]) -> SnapshotInfo:
     return SnapshotInfo(
         path=path,
-        num_items=_field(manifest, "num_items", int),
-        offsets=_field(manifest, "offsets", dict),
-        metadata=_field(manifest, "metadata", dict),
-        created_ms=_field(manifest, "created_ms", int),
+        num_items=field(manifest, "num_items", int),
+        offsets=field(manifest, "offsets", dict),
+        metadata=field(manifest, "metadata", dict),
+        created_ms=field(manifest, "created_ms", int),
         size_bytes=sum(each.stat().st_size for each in path.iterdir()),
     )
 
@@ -188,7 +194,8 @@ def _list_arrays(
     if arrays.config.store_vectors:
         blocks = (vector_ND[rows[first : first + _BLOCK_ROWS]] for first in range(0, rows.size, _BLOCK_ROWS))
         yield "vectors.npy", (vector_ND.dtype, (rows.size, vector_ND.shape[1]), blocks)
-    yield "mean.npy", whole(arrays.codes.mean_D)
+    for name, array in _frame_arrays(arrays.code_rows.frame).items():
+        yield name, whole(array)
     for name, array in _code_arrays(arrays).items():
         parts = (array[rows[first : first + _BLOCK_ROWS]] for first in range(0, rows.size, _BLOCK_ROWS))
         yield name, (array.dtype, (rows.size, *array.shape[1:]), parts)
@@ -200,10 +207,16 @@ def _list_arrays(
 
 def _code_arrays(arrays: RowArrays) -> dict[str, NDArray[np.generic]]:
     """The arrays of the codes that have rows, by file name."""
-    by_file: dict[str, NDArray[np.generic]] = {
-        f"code-{field.rpartition('_')[0]}.npy": getattr(arrays.codes, field) for field in Codes._fields[:-1]
-    }
+    names = [f"code-{name.rpartition('_')[0]}.npy" for name in Codes._fields[:NUM_ARRAYS]]
+    names += ["sign-bit.npy", "sign-scale.npy"] if arrays.config.signs is not None else []
+    by_file = dict(zip(names, arrays.code_rows.arrays, strict=True))
     return {name: array for name, array in by_file.items() if len(array)}
+
+
+def _frame_arrays(frame: Frame) -> dict[str, NDArray[np.generic]]:
+    """What codes are relative to, by file name."""
+    more = {"rotation.npy": frame.rotation_DD, "projection.npy": frame.projection_LD}
+    return {"mean.npy": frame.mean_D, **{name: array for name, array in more.items() if array.size}}
 
 
 class _HashingFile:
@@ -295,34 +308,37 @@ def _read_header(path: Path, header: IO[bytes]) -> tuple[tuple[int, ...], np.dty
 def _load(path: Path, manifest: dict[str, object], backend: Backend, num_threads: int | None) -> Stored:
     if manifest["format_version"] != FORMAT_VERSION:
         raise ValueError(f"format version {manifest['format_version']!r}, expected {FORMAT_VERSION}")
-    num_items, dim = _field(manifest, "num_items", int), _field(manifest, "dim", int)
-    schema = AttributeSchema.from_json(_field(manifest, "schema", list))
+    num_items, dim = field(manifest, "num_items", int), field(manifest, "dim", int)
+    schema = AttributeSchema.from_json(field(manifest, "schema", list))
     if schema.hash() != manifest["schema_hash"]:
         raise ValueError("the schema does not have the hash in the manifest")
     config = IndexConfig(
         dim=dim,
         schema=schema,
-        signals=tuple(_field(manifest, "signals", list)),
+        signals=tuple(field(manifest, "signals", list)),
         capacity=max(1, num_items + num_items // 8),
         codes=cast(CodeKind, manifest.get("codes", "int8")),
         store_vectors=bool(manifest.get("store_vectors", True)),
-        keep_snapshots=_field(manifest, "keep_snapshots", int),
+        rotate=bool(manifest.get("rotate", False)),
+        signs=cast("SignKind | None", manifest.get("signs")),
+        sign_bits=cast(int, manifest.get("sign_bits", 0)),
+        keep_snapshots=field(manifest, "keep_snapshots", int),
         backend=backend,
         num_threads=num_threads,
     )
-    files = _field(manifest, "files", dict)
+    files = field(manifest, "files", dict)
     arrays = _read_rows_of(path, files, config, manifest)
-    return Stored(arrays, num_items, _field(manifest, "offsets", dict), manifest.get("costs"))
+    return Stored(arrays, num_items, field(manifest, "offsets", dict), manifest.get("costs"))
 
 
 def _read_rows_of(
     path: Path, files: Mapping[str, Mapping[str, object]], config: IndexConfig, manifest: Mapping[str, object]
 ) -> RowArrays:
     """The arrays of a snapshot: vectors laid under their array, codes and keys read into theirs."""
-    num_items = _field(manifest, "num_items", int)
-    mean_D = _mean(_read_array(path / "mean.npy", files["mean.npy"]), config.dim)
-    arrays = RowArrays(config, config.capacity, mean_D=mean_D)
-    arrays.has_mean = _field(manifest, "has_mean", bool)
+    num_items = field(manifest, "num_items", int)
+    frame = _read_frame(path, files, config)
+    arrays = RowArrays(config, config.capacity, frame=frame)
+    arrays.has_mean = field(manifest, "has_mean", bool)
     codes = _code_arrays(arrays) if manifest.get("codes_version") == CODES_VERSION else {}
     targets: dict[str, tuple[NDArray[np.generic], Reserved | None]] = {
         "keys.npy": (arrays.key_N[:num_items], None),
@@ -334,7 +350,7 @@ def _read_rows_of(
         if name in targets:
             target, laid = targets[name]
             _read_rows(path / name, expected, target, laid)
-        elif name != "mean.npy":
+        elif name not in _frame_arrays(frame):
             rest[name] = _read_array(path / name, expected)
     needed = ["keys.npy", "signals.npy", *(["vectors.npy"] if config.store_vectors else codes)]
     for name in needed:
@@ -351,57 +367,30 @@ def _read_rows_of(
         column.load({name.removeprefix(start)[:-4]: rest[name] for name in rest if name.startswith(start)}, num_items)
     if not codes or any(name not in files for name in codes):
         has_mean = arrays.has_mean
-        arrays = arrays.with_mean(mean_D, num_items)
+        arrays = arrays.with_mean(frame.mean_D, num_items)
         arrays.has_mean = has_mean
     return arrays
 
 
-def _mean(mean_D: NDArray[np.generic], dim: int) -> NDArray[np.float32]:
-    if mean_D.shape != (dim,) or mean_D.dtype != np.float32:
-        raise ValueError(f"mean.npy holds {mean_D.dtype}{list(mean_D.shape)}, expected float32[{dim}]")
-    return mean_D.astype(np.float32)
-
-
-# Manifest
-
-T = TypeVar("T")
-
-
-def _field(manifest: Mapping[str, object], name: str, kind: type[T]) -> T:
-    value = manifest[name]
-    if not isinstance(value, kind):
-        raise ValueError(f"manifest {name!r}: {value!r}, expected {kind.__name__}")
-    return value
-
-
-def _write_manifest(path: Path, manifest: Mapping[str, object]) -> None:
-    """{"manifest": ..., "sha256": checksum of the canonical text of "manifest"}, on one canonical line."""
-    body = _canonical(manifest)
-    with path.open("xb") as file:
-        file.write(_sealed(body))
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _read_manifest(path: Path) -> dict[str, object]:
-    """ValueError unless the file is byte for byte what `_write_manifest` writes for its content."""
-    raw = path.read_bytes()
-    try:
-        document = json.loads(raw)
-    except ValueError as error:
-        raise ValueError(f"{path.name} is not JSON: {error}") from error
-    manifest = document.get("manifest") if isinstance(document, dict) else None
-    if not isinstance(manifest, dict) or raw != _sealed(_canonical(manifest)):
-        raise ValueError(f"{path.name} does not have the checksum it names")
-    return manifest
-
-
-def _sealed(body: bytes) -> bytes:
-    return b'{"manifest":%s,"sha256":"%s"}\n' % (body, hashlib.sha256(body).hexdigest().encode())
-
-
-def _canonical(manifest: Mapping[str, object]) -> bytes:
-    return json.dumps(manifest, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+def _read_frame(path: Path, files: Mapping[str, Mapping[str, object]], config: IndexConfig) -> Frame:
+    """ValueError for arrays of another type or shape; KeyError where one is not there."""
+    dim = config.dim
+    shapes: dict[str, tuple[type[np.floating], tuple[int, ...]]] = {"mean.npy": (np.float32, (dim,))}
+    if config.rotate:
+        shapes["rotation.npy"] = (np.float64, (dim, dim))
+    if config.signs is not None:
+        shapes["projection.npy"] = (np.float64, (config.num_sign_bits, dim))
+    found: dict[str, NDArray[np.generic]] = {}
+    for name, (dtype, shape) in shapes.items():
+        found[name] = array = _read_array(path / name, files[name])
+        if array.shape != shape or array.dtype != dtype:
+            wanted = f"{np.dtype(dtype)}{list(shape)}"
+            raise ValueError(f"{name} holds {array.dtype}{list(array.shape)}, expected {wanted}")
+    return Frame(
+        found["mean.npy"].astype(np.float32),
+        found.get("rotation.npy", NO_ROTATION).astype(np.float64),
+        found.get("projection.npy", np.empty((0, dim))).astype(np.float64),
+    )
 
 
 def _sync_folder(folder: Path) -> None:

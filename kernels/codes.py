@@ -11,6 +11,10 @@ among the best does it read the lower plane as well, which makes the same row an
 mean follow the measured ranking of int8 codes: per row beats one global scale, and centring beats both where embeddings
 share a direction.
 
+Rows may be rotated first: what is coded is then rotation (vector - mean), with an orthogonal matrix, and the inner
+product is that of the rotated query. A dimension much larger than the others is spread over all of them, which is what
+a scale per row needs; vectors without such dimensions gain nothing.
+
 A plane holds dimension d in the low half of byte d for d < P, and in the high half of byte d - P for the others.
 """
 
@@ -26,6 +30,9 @@ CODE_MAX = 127
 STEP_MAX = 2039  # of a query: 11 bits, 16 * (one of 8 bits) + (one of 4)
 LINE = 64  # bytes; a query's steps are padded with zeros to whole lines of a plane
 UPPER_MIDDLE = 120.5  # 16 * upper - UPPER_MIDDLE is the middle of the codes that share an upper nibble
+NUM_ARRAYS = 5  # of codes that have a row for each row, before what they share
+MAX_ROTATED_DIM = 2048  # keeps the scale of a rotated row within float32, and the matrix at 32 MiB
+NO_ROTATION: NDArray[np.float64] = np.empty((0, 0))
 UNIT, UPPER_UNIT = 0.51 / 255, 8.02 / 255  # times sqrt(D): what one count of a share stands for, in steps of a code
 
 
@@ -38,6 +45,7 @@ class Codes(NamedTuple):
     upper_share_N: NDArray[np.uint8]
     share_N: NDArray[np.uint8]
     mean_D: NDArray[np.float32]
+    rotation_DD: NDArray[np.float64]  # [0,0] where vectors are coded as they are
 
     @property
     def is_fine(self) -> bool:
@@ -46,7 +54,7 @@ class Codes(NamedTuple):
 
     def first(self, num_rows: int) -> Codes:
         """The codes of the first rows."""
-        return Codes._make((*(each[:num_rows] for each in self[:-1]), self.mean_D))
+        return Codes._make((*(each[:num_rows] for each in self[:NUM_ARRAYS]), *self[NUM_ARRAYS:]))
 
 
 class QueryCode(NamedTuple):
@@ -77,7 +85,12 @@ class CoarseQuery(NamedTuple):
 
 
 def encode_rows(
-    vector_ND: NDArray[np.float32], mean_D: NDArray[np.float32], *, fine: bool = True, alone: bool = False
+    vector_ND: NDArray[np.float32],
+    mean_D: NDArray[np.float32],
+    *,
+    fine: bool = True,
+    alone: bool = False,
+    rotation_DD: NDArray[np.float64] = NO_ROTATION,
 ) -> Codes:
     """Codes of finite vectors, by rounding to nearest; without `fine` the upper nibbles alone.
 
@@ -94,6 +107,8 @@ def encode_rows(
     for first in range(0, num_rows, 4096):
         block = slice(first, first + 4096)
         centred = vector_ND[block].astype(np.float64) - mean
+        if rotation_DD.size:
+            centred = centred @ rotation_DD.T
         largest = np.abs(centred).max(axis=1, initial=0.0)
         scale = (largest / CODE_MAX).astype(np.float32)
         short = scale.astype(np.float64) * CODE_MAX < largest
@@ -112,7 +127,7 @@ def encode_rows(
         share_N[block] = _share(steps - code if fine else steps - middle, UNIT if fine else UPPER_UNIT)
         upper_share_N[block] = _share(steps - middle, UPPER_UNIT)
         scale_N[block] = scale
-    return Codes(upper_NP, lower_NP, scale_N, upper_share_N, share_N, mean_D)
+    return Codes(upper_NP, lower_NP, scale_N, upper_share_N, share_N, mean_D, rotation_DD)
 
 
 def decode_steps(codes: Codes, rows: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -125,7 +140,10 @@ def decode_steps(codes: Codes, rows: NDArray[np.int64]) -> NDArray[np.float64]:
 def decode_rows(codes: Codes, rows: NDArray[np.int64]) -> NDArray[np.float32]:
     """float32[M,D]: the vectors that the codes of some rows stand for."""
     wide = codes.scale_N[rows].astype(np.float64)[:, None]
-    return (codes.mean_D.astype(np.float64) + wide * decode_steps(codes, rows)).astype(np.float32)
+    steps = decode_steps(codes, rows)
+    if codes.rotation_DD.size:
+        steps = steps @ codes.rotation_DD
+    return (codes.mean_D.astype(np.float64) + wide * steps).astype(np.float32)
 
 
 def pack(nibble_ND: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -141,30 +159,53 @@ def unpack(plane_NP: NDArray[np.uint8], dim: int) -> NDArray[np.uint8]:
     return np.concatenate([plane_NP & 15, plane_NP >> 4], axis=1)[:, :dim]
 
 
-def encode_query(query_D: NDArray[np.float32], mean_D: NDArray[np.float32]) -> QueryCode:
-    """Quantise a finite query to 11 bits a dimension, and bound what that loses."""
+def random_rotation(dim: int, rng: np.random.Generator) -> NDArray[np.float64]:
+    """float64[D,D]: orthogonal, uniform over rotations and reflections."""
+    basis_DD, upper_DD = np.linalg.qr(rng.standard_normal((dim, dim)))
+    return np.ascontiguousarray(basis_DD * np.where(np.diag(upper_DD) < 0, -1.0, 1.0))
+
+
+def rotate_query(query_D: NDArray[np.float32], rotation_DD: NDArray[np.float64]) -> NDArray[np.float64]:
+    """float64[D]: the query as the codes see it. Summed in numpy's order, which is the same wherever it runs."""
     query = query_D.astype(np.float64)
+    return (rotation_DD * query).sum(axis=1) if rotation_DD.size else query
+
+
+def encode_query(
+    query_D: NDArray[np.float32], mean_D: NDArray[np.float32], rotation_DD: NDArray[np.float64] = NO_ROTATION
+) -> QueryCode:
+    """Quantise a finite query to 11 bits a dimension, and bound what that loses."""
+    mean_score, spread = _score_mean(query_D, mean_D)
+    query = rotate_query(query_D, rotation_DD)
     dim = query.size
     width = (dim + 1) // 2
     scale = float(np.abs(query).max(initial=0.0)) / STEP_MAX
     step = np.clip(np.rint(query / scale), -STEP_MAX, STEP_MAX) if scale > 0 else np.zeros(dim)
     lost = np.abs(query - step * scale).sum()
-    mean = mean_D.astype(np.float64)
-    spread = float(np.abs(query) @ np.abs(mean))
     norm = float(np.sqrt(query @ query)) * (1 + 1e-9)
     scale_error = CODE_MAX * float(lost * (1 + 1e-9) + np.abs(query).sum() * 2.0**-44)
+    if rotation_DD.size:
+        # Neither side is rotated exactly: each loses less than dim ** 1.5 * 2 ** -51 of its length, the matrix's own
+        # error included, and a row is no longer than sqrt(dim) * CODE_MAX steps.
+        scale_error += norm * CODE_MAX * dim**2 * 2.0**-49
     step_2L = np.zeros((2, (width + LINE - 1) // LINE * LINE), np.int16)
     step_2L[0, :width], step_2L[1, : dim - width] = step[:width], step[width:]
     high_2L = (step_2L + 8) >> 4
     # mean_score is one long sum, so its slack grows with the number of terms.
     return QueryCode(
         *(step_2L, high_2L.astype(np.int8), (step_2L - 16 * high_2L).astype(np.int8), int(step.sum())),
-        *(scale, float(query @ mean), scale_error, norm, spread * (dim + 16) * 2.0**-52),
+        *(scale, mean_score, scale_error, norm, spread * (dim + 16) * 2.0**-52),
     )
 
 
-def encode_query_coarsely(query_D: NDArray[np.float32]) -> CoarseQuery:
-    """Quantise a finite query to 8 bits a dimension.
+def _score_mean(query_D: NDArray[np.float32], mean_D: NDArray[np.float32]) -> tuple[float, float]:
+    """q . mean, and the sum of the sizes of its terms."""
+    query, mean = query_D.astype(np.float64), mean_D.astype(np.float64)
+    return float(query @ mean), float(np.abs(query) @ np.abs(mean))
+
+
+def encode_query_coarsely(query_D: NDArray[np.floating]) -> CoarseQuery:
+    """Quantise a finite query, rotated where the codes are, to 8 bits a dimension.
 
     A row's score changes by at most error * scale_i * ||code_i|| (Cauchy-Schwarz), beside what `encode_query` bounds.
     """

@@ -119,6 +119,8 @@ def check_arguments(
         raise ValueError(f"scales and shares: {[each.shape for each in per_row]}, expected [{num_rows}] each")
     if codes.mean_D.shape != (dim,):
         raise ValueError(f"mean: {list(codes.mean_D.shape)}, expected float32[{dim}]")
+    if codes.rotation_DD.shape not in ((0, 0), (dim, dim)):
+        raise ValueError(f"rotation: {list(codes.rotation_DD.shape)}, expected float64[{dim},{dim}] or [0,0]")
     if key_N.shape != (num_rows,) or key_N.dtype != np.int64:
         raise ValueError(f"keys: {key_N.dtype}{list(key_N.shape)}, expected int64[{num_rows}]")
     words = (num_rows + 63) // 64

@@ -35,7 +35,7 @@ Mapper = Callable[[Exception], Problem | None]
 """Turns an exception of a dependency into a problem; None for one it does not know."""
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
-_GUARDED = ("/v1/", "/internal/")
+_GUARDED = ("/v1/", "/internal/", "/generative_scoring", "/tokenize")
 
 PROBLEM_RESPONSES: dict[int | str, dict[str, object]] = {
     status: {"model": ProblemDocument, "description": text}

@@ -13,6 +13,7 @@ from fastapi import APIRouter, FastAPI
 from models.data.items import ItemTable
 from models.data.schema import FeatureSchema
 from models.ranking.model import RequestScorer
+from models.retrieval.links.rows import read_links
 from models.retrieval.model import RetrievalModel
 from services.app import Check, make_app
 from services.datasets.dataset import Dataset, parse_half_life
@@ -22,6 +23,7 @@ from services.gateway.questions import known_event_types
 from services.ingest.app import applied_router
 from services.ingest.appliers import (
     apply_events_to_retrieval,
+    apply_items_to_llm,
     apply_items_to_ranking,
     apply_items_to_retrieval,
     apply_to_state,
@@ -34,9 +36,16 @@ from services.ingest.popularity import PopularityKeeper
 from services.ingest.signals import SignalKeeper
 from services.ingest.snapshots import Snapshots
 from services.ingest.visibility import Visibility, Wait
+from services.links.artifact import FILE as LINKS_FILE
+from services.links.artifact import check_links
+from services.llm.app import llm_router, score_router, vllm_router
+from services.llm.building import LlmPart, build_llm
+from services.llm.client import LlmClient, LocalLlm, RemoteLlm
+from services.llm.engine import LlmEngine
+from services.llm.questions import ScoreQuestions
 from services.metrics import Metrics
 from services.pipeline import Pipeline, Responder
-from services.processes.remote import Remote
+from services.processes.remote import Remote, RemoteUnavailable
 from services.ranking.app import ranking_router
 from services.ranking.client import LocalRanking, RankingClient, RemoteRanking
 from services.ranking.engine import RankingEngine
@@ -47,6 +56,7 @@ from services.reloading import Reloader
 from services.retrieval.app import retrieval_router
 from services.retrieval.client import LocalRetrieval, RemoteRetrieval, RetrievalClient
 from services.retrieval.engine import Quotas, RetrievalEngine
+from services.retrieval.links import LinkSource
 from services.retrieval.loading import index_folder, load_items, load_retrieval, stored_items
 from services.schema import DependencyState
 from services.settings import Settings
@@ -54,6 +64,7 @@ from services.stages.arrange import Arrange
 from services.stages.hydrate import Hydrate
 from services.stages.log import Log
 from services.stages.rank import Rank
+from services.stages.rerank import Rerank
 from services.stages.retrieve import Retrieve
 from services.storage.artifacts import Artifact
 from services.storage.consumer import CONSUMER as STATE_CONSUMER
@@ -62,7 +73,7 @@ from services.storage.storage import Storage
 from services.storage.streams import StreamName
 from services.workers import Workers
 
-Part = Literal["gateway", "retrieval", "ranking", "ingest"]
+Part = Literal["gateway", "retrieval", "ranking", "llm", "ingest"]
 PARTS: tuple[Part, ...] = get_args(Part)
 
 
@@ -102,8 +113,10 @@ class Assembly:
         self.items = ItemTable(self.schema)
         self.retrieval_engine: RetrievalEngine | None = None
         self.ranking_engine: RankingEngine | None = None
+        self.llm_part: LlmPart | None = None
         self.retrieval: RetrievalClient | None = None
         self.ranking: RankingClient | None = None
+        self.llm: LlmClient | None = None
         self.ingest: IngestClient | None = None
         self.snapshots: Snapshots | None = None
         self.signals: SignalKeeper | None = None
@@ -118,6 +131,8 @@ class Assembly:
             self._build_retrieval()
         if "ranking" in parts:
             self._build_ranking()
+        if "llm" in parts:
+            self._build_llm()
         if "ingest" in parts:
             self._build_ingest()
         self._build_local_waits()
@@ -141,6 +156,7 @@ class Assembly:
                 popular=settings.popular_share,
                 recent=settings.recent_share,
                 recent_half_life_ms=half_life_ms,
+                links=settings.links_share,
             ),
             num_threads=settings.search_threads,
             logger=self.logger,
@@ -157,6 +173,8 @@ class Assembly:
         )
         progress: dict[StreamName, Progress] = {"items": items.progress, "events": events.progress}
         self.retrieval_engine = engine
+        if self.dataset.links is not None:
+            self._follow_links(engine)
         self.retrieval = LocalRetrieval(engine, self.retrieval_workers, progress)
         self.routers.append(retrieval_router(engine, self.retrieval_workers))
         self.metrics.watch("index_items", "Items in the index", lambda: float(engine.index.num_items))
@@ -184,6 +202,18 @@ class Assembly:
         self._check_thread("follower snapshots", self.snapshots.state)
         self.signals = SignalKeeper(engine, self.storage, metrics=self.metrics, logger=self.logger)
         self._check_thread("follower signals", self.signals.state)
+
+    def _follow_links(self, engine: RetrievalEngine) -> None:
+        """Use the current links, and every version that becomes current later."""
+
+        def replace(promoted: Artifact) -> None:
+            links = read_links(promoted.folder / LINKS_FILE)
+            check_links(links, self.dataset)
+            engine.links = LinkSource(links, promoted.version, scale=self.settings.retrieval.links_scale)
+
+        reloader = self._reloader("links", "none", replace, self.settings.retrieval.reload_interval_s)
+        reloader.check()
+        self.reloaders.append(reloader)
 
     def _build_ranking(self) -> None:
         artifact = self._artifact("ranking")
@@ -220,12 +250,67 @@ class Assembly:
         self.ranking = LocalRanking(engine, self.engine_workers, progress)
         self.routers.append(ranking_router(engine, self.engine_workers))
 
+    @property
+    def llm_engine(self) -> LlmEngine | None:
+        """The language model in this process."""
+        return None if self.llm_part is None else self.llm_part.engine
+
+    def _build_llm(self) -> None:
+        """The language model, its queue, and the texts of items. Without an artifact there is none, and no error but
+        in a process that is there for nothing else."""
+        artifact = self._llm_artifact()
+        if artifact is None:
+            return
+        try:
+            part = build_llm(
+                artifact, self.settings.llm, self.schema, self.dataset.task_prompts(), self.storage,
+                metrics=self.metrics, logger=self.logger,
+            )  # fmt: skip
+        except (ValueError, RemoteUnavailable, TimeoutError) as error:
+            raise PlatformError(f"language model {artifact.version} cannot be served: {error}") from error
+        items = self._follow("llm-items", "items", part.items_offset, apply_items_to_llm(part.engine))
+        self.llm_part = part
+        self._check_thread("follower llm numbers", part.numbers.state)
+        self.reloaders.append(
+            self._reloader("llm", artifact.version, part.replace, self.settings.ranking.reload_interval_s)
+        )
+        # Threads of its own: the texts of a large question must not stand before somebody's ranking.
+        workers = Workers(2, "llm-texts")
+        self.workers.append(workers)
+        self.llm = local = LocalLlm(part.engine, workers, items.progress)
+        budget_ms = self.settings.llm.score_budget_ms
+        self.routers += [llm_router(local), vllm_router(local, workers, budget_ms)]
+        if "gateway" not in self.parts:
+            self.routers.append(self._score_router(local))
+
+    def _llm_artifact(self) -> Artifact | None:
+        try:
+            return self._artifact("llm")
+        except PlatformError:
+            if self.parts == {"llm"}:
+                raise
+            self.logger.warning(
+                "the language model is turned on and there is none; make one with `shortlist train llm`"
+            )
+            return None
+
+    def _score_router(self, client: LlmClient) -> APIRouter:
+        questions = ScoreQuestions(
+            client=client,
+            dataset=self.dataset,
+            schema=self.schema,
+            storage=self.storage,
+            clock=self.storage.clock,
+            workers=self.storage_workers,
+        )
+        return score_router(questions, self.settings.llm.score_budget_ms)
+
     def _load_ranking(self, artifact: Artifact) -> RequestScorer:
         return load_ranking(artifact, self.schema, self.settings.ranking.table_bits, self.logger)
 
     def _reloader(
         self,
-        kind: Literal["retrieval", "ranking"],
+        kind: Literal["retrieval", "ranking", "links", "llm"],
         version: str,
         replace: Callable[[Artifact], None],
         interval_s: float,
@@ -269,6 +354,12 @@ class Assembly:
         for name, client in (("retrieval", self.retrieval), ("ranking", self.ranking), ("ingest", self.ingest)):
             self.checks[name] = client.state
         items: list[Wait] = [self.retrieval.wait_applied, self.ranking.wait_applied]
+        if settings.llm.enabled and settings.llm.url and "llm" not in self.parts:
+            self.llm = RemoteLlm(self._remote("llm", settings.llm.url), len(self.schema.signals))
+        if self.llm is not None:
+            self.checks["llm"] = _optional(self.llm.state)
+            items.append(self.llm.wait_applied)
+            self.routers.append(self._score_router(self.llm))
         events: list[Wait] = [self.retrieval.wait_applied, self.ingest.wait_applied]
         visibility = Visibility({"items": items, "events": events})
         self.scenarios = Scenarios(
@@ -322,6 +413,9 @@ class Assembly:
                 fallback_ms=fallback_ms,
             ),
             rank=Rank(self.ranking),
+            rerank=None
+            if self.llm is None
+            else Rerank(self.llm, self.schema, max_candidates=self.settings.llm.max_candidates),
             arrange=Arrange(self.storage, self.storage_workers, fallback_ms=fallback_ms),
         )
 
@@ -395,13 +489,24 @@ class Assembly:
         self.remotes.append(remote.close)
         return remote
 
-    def _artifact(self, kind: Literal["retrieval", "ranking"]) -> Artifact:
+    def _artifact(self, kind: Literal["retrieval", "ranking", "llm"]) -> Artifact:
         try:
             return self.storage.artifacts.open(kind)
         except KeyError:
+            job = "train llm" if kind == "llm" else "train"
             raise PlatformError(
-                f"there is no {kind} model in {self.storage.artifacts.folder}; make one with `shortlist train`"
+                f"there is no {kind} model in {self.storage.artifacts.folder}; make one with `shortlist {job}`"
             ) from None
+
+
+def _optional(check: Check) -> Check:
+    """As the check says, but ready: slates are answered without it, and say so."""
+
+    async def ready() -> DependencyState:
+        state = await check()
+        return DependencyState(ready=True, detail=state.detail if state.ready else f"away: {state.detail}")
+
+    return ready
 
 
 def _wait_for(follower: Follower) -> Wait:

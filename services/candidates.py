@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from index.machine import CostsFrom
 from services.processes.frames import FrameError, pack, unpack
 
-SOURCES = ("towers", "popular", "recent", "given")
+SOURCES = ("towers", "popular", "recent", "given", "links")
 """Bit i of a candidate's source mask is the i-th name. "given": the request's own `candidates`."""
 
 
@@ -37,21 +37,26 @@ class Candidates:
 
     keys: NDArray[np.int64]
     scores: NDArray[np.float32]
-    """Inner product of the user's and the item's vector; the popularity where that stands in for the index."""
+    """Inner product of the user's and the item's vector, boosts added; the popularity where that stands in for the
+    index."""
     sources: NDArray[np.uint32]
     """Bit mask over SOURCES; an item found by several sources keeps them all."""
     signals: NDArray[np.float64]
     """[n, S], decayed to the time of the request."""
     plan: Plan
     versions: Mapping[str, str]
-    """What made them: `index`, `retrieval_model`."""
+    """What made them: `index`, `retrieval_model`, and `links` where there are any."""
+    unboosted: NDArray[np.float32] | None = None
+    """The inner products alone, where `scores` has boosts in it."""
 
     def __len__(self) -> int:
         return len(self.keys)
 
     def tower_scores(self) -> NDArray[np.float32]:
-        """`scores` where a model made them, else nan: a count is no score to the ranker."""
-        return self.scores if "retrieval_model" in self.versions else np.full_like(self.scores, np.nan)
+        """Inner products where a model made them, else nan: the ranker is told of no count and of no boost."""
+        if "retrieval_model" not in self.versions:
+            return np.full_like(self.scores, np.nan)
+        return self.scores if self.unboosted is None else self.unboosted
 
     def take(self, rows: NDArray[Any]) -> Candidates:
         """The candidates at `rows`, in that order."""
@@ -62,6 +67,7 @@ class Candidates:
             signals=self.signals[rows],
             plan=self.plan,
             versions=self.versions,
+            unboosted=None if self.unboosted is None else self.unboosted[rows],
         )
 
     def to_arrow(self) -> bytes:
@@ -76,6 +82,8 @@ class Candidates:
             "sources": self.sources,
             "signals": self.signals.reshape(-1),
         }
+        if self.unboosted is not None:
+            arrays["unboosted"] = self.unboosted
         plan = {name: getattr(self.plan, name) for name in Plan.__slots__}
         meta = {"plan": plan, "versions": dict(self.versions), "num_signals": self.signals.shape[1]}
         return arrays, meta
@@ -96,6 +104,7 @@ class Candidates:
                 signals=arrays["signals"].reshape(len(arrays["keys"]), meta["num_signals"]),
                 plan=Plan(**meta["plan"]),
                 versions=meta["versions"],
+                unboosted=arrays.get("unboosted"),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise FrameError(f"no candidates in the frame: {error!r}") from error

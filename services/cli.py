@@ -27,6 +27,12 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+prompts = typer.Typer(help="What the language model is asked.", no_args_is_help=True)
+app.add_typer(prompts, name="prompt")
+links = typer.Typer(
+    name="links", help="Learned links: read them, change them, see what they are worth.", no_args_is_help=True
+)
+app.add_typer(links)
 console = Console()
 errors = Console(stderr=True)
 
@@ -53,6 +59,8 @@ class Model(StrEnum):
 
     retrieval = "retrieval"
     ranking = "ranking"
+    llm = "llm"
+    links = "links"
     all = "all"
 
 
@@ -80,7 +88,7 @@ def demo(
 def serve(
     only: Annotated[
         str | None,
-        typer.Option(help="Parts, separated by commas: gateway, retrieval, ranking, ingest. Default: all."),
+        typer.Option(help="Parts, separated by commas: gateway, retrieval, ranking, llm, ingest. Default: all."),
     ] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on; 0 takes a free one.")] = None,
@@ -134,10 +142,13 @@ def train(
 ) -> None:
     """Train on everything imported and logged so far, and publish the models.
 
-    A retrieval model becomes current, and so does a first ranker. Another ranker does if it is not worse, by more than
-    the margin, than the current one in a replay of the newest events since that one was trained; neither is trained
-    on those. Exits with 1 if it does not become current.
+    `all` is both models, and links where the dataset has a [links] section.
+    A retrieval model becomes current, and so do links and a first ranker. Another ranker does if it is not worse, by
+    more than the margin, than the current one in a replay of the newest events since that one was trained; neither is
+    trained on those. Exits with 1 if it does not become current.
     A job that was cut short goes on where it was when it is started again with the same data.
+    "llm" fine-tunes a small pretrained language model on the dataset's tasks; it takes about ten minutes of two cores
+    and is not part of "all". It becomes current if it tells held-out members' answers apart at all.
     """
     from services.bars import Bars
     from services.training.promotion import GateConfig
@@ -147,7 +158,7 @@ def train(
         if incremental and model is not Model.ranking:
             raise typer.BadParameter(f"--incremental trains a ranker, not {model.value}: shortlist train ranking")
         settings = load(config)
-        kinds = ("retrieval", "ranking") if model is Model.all else (model.value,)
+        kinds = () if model is Model.all else (model.value,)
         with Bars(console) as bars:
             outcomes = run_training(
                 settings, kinds, incremental=incremental, config=GateConfig(margin=margin, force=force), progress=bars
@@ -182,6 +193,75 @@ def replay(
         with Bars(console) as bars:
             text = run_replay(settings, test_share=test_share, seed=seed, json_file=json_file, progress=bars)
         console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+@prompts.command("show")
+def show_prompt(
+    user: Annotated[str, typer.Option(help="Id of a member; one of whom nothing is known has no history.")],
+    item: Annotated[str, typer.Option(help="Id of the item that is asked about.")],
+    task: Annotated[
+        str | None, typer.Option(help="Task of the dataset's description. Default: the ranking one.")
+    ] = None,
+    style: Annotated[str | None, typer.Option(help="inline, terse or grouped. Default: the task's own.")] = None,
+    config: Config = None,
+) -> None:
+    """Print the exact text that the language model is asked with, part by part, with tokens counted and its version.
+
+    As of now, from the data folder; no weights are needed, only a tokenizer: the trained model's, else the pretrained
+    one's, which is downloaded once.
+    """
+    from services.llm.prompt import show_prompt as run
+
+    with reported():
+        shown = run(load(config), user, item, task, style)
+        console.print(shown.text(), highlight=False, markup=False, soft_wrap=True)
+
+
+@links.command("show")
+def links_show(
+    user: Annotated[str | None, typer.Option(help="Only the links that hold of this user's profile.")] = None,
+    item: Annotated[str | None, typer.Option(help="Only the links that reach this item.")] = None,
+    version: Annotated[str | None, typer.Option(help="A version other than the current one.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Rows to print.")] = 40,
+    out: Annotated[Path | None, typer.Option(help="Write all of them to this file, JSON Lines, to be edited.")] = None,
+    config: Config = None,
+) -> None:
+    """Print the learned links, the heaviest first, or write them to a file."""
+    from services.links.commands import show_links
+
+    with reported():
+        console.print(show_links(load(config), user=user, item=item, version=version, limit=limit, out=out))
+
+
+@links.command("edit")
+def links_edit(
+    file: Annotated[Path | None, typer.Argument(help="Links as `show --out` writes them, edited.")] = None,
+    off: Annotated[list[str] | None, typer.Option(help="Id of a link to switch off; may be given again.")] = None,
+    on: Annotated[list[str] | None, typer.Option(help="Id of a link to switch on.")] = None,
+    weight: Annotated[list[str] | None, typer.Option(help="A weight to set: ID=NUMBER.")] = None,
+    config: Config = None,
+) -> None:
+    """Change links: the result becomes current, and stays when links are mined anew. A link gone from the file is
+    switched off. Services take it into use by themselves.
+    """
+    from services.links.commands import edit_links
+
+    with reported():
+        text = edit_links(load(config), file=file, off=off or [], on=on or [], weights=weight or [])
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+@links.command("audit")
+def links_audit(
+    limit: Annotated[int, typer.Option(min=1, help="Rows to print.")] = 40,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write every link's counts to this file.")] = None,
+    config: Config = None,
+) -> None:
+    """Count every link on what is stored now, and print those that a person should look at."""
+    from services.links.commands import audit
+
+    with reported():
+        console.print(audit(load(config), limit=limit, json_file=json_file))
 
 
 @app.command()
@@ -223,24 +303,34 @@ def reported() -> Iterator[None]:
 
 def _mendable() -> tuple[type[Exception], ...]:
     # Imported only when something went wrong: most of them live beside torch.
+    from models.decoder.tokenizer import TokenizerError
+    from models.decoder.verbalizer.task import TaskError
+    from models.decoder.verbalizer.verbalizer import BudgetError
+    from models.retrieval.links.rows import LinkFileError
     from services.datasets.dataset import DatasetError
     from services.datasets.downloads import DownloadError
     from services.datasets.movielens import MovieLensError
     from services.importing import ImportFileError
+    from services.llm.prompt import PromptError
     from services.platform import PlatformError
     from services.settings import SettingsError
     from services.storage.errors import StorageError
     from services.training.data import NothingToTrainOn
 
     return (
+        BudgetError,
         DatasetError,
         DownloadError,
         ImportFileError,
+        LinkFileError,
         MovieLensError,
         NothingToTrainOn,
         PlatformError,
+        PromptError,
         SettingsError,
         StorageError,
+        TaskError,
+        TokenizerError,
     )
 
 

@@ -53,6 +53,18 @@ class Metrics:
             ("kind", "outcome"),
             registry=self.registry,
         )
+        self.llm_work = Counter(
+            "shortlist_llm_work",
+            "Work asked of the language model, by what became of it",
+            ("outcome",),
+            registry=self.registry,
+        )
+        self.llm_label_mass = Histogram(
+            "shortlist_llm_label_mass",
+            "Probability of yes or no among all words; low: the model has not understood the question",
+            buckets=(0.01, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99, 1.0),
+            registry=self.registry,
+        )
         self.snapshot_seconds = Histogram(
             "shortlist_snapshot_seconds",
             "Time to write an index snapshot",

@@ -1,6 +1,7 @@
 """The platform in one process, or any part of it: which objects there are, and who knows whom.
 
-Parts: `gateway` answers clients, `retrieval` and `ranking` hold the models, `ingest` turns events into state and files.
+Parts: `gateway` answers clients, `retrieval` and `ranking` hold the models, `llm` the language model where one is on,
+`ingest` turns events into state and files.
 A gateway reaches parts that are not in its process by the URLs in its settings.
 """
 
@@ -49,6 +50,8 @@ class Platform:
         self.reloaders = assembly.reloaders
         self.offsets = assembly.offsets
         self.scenarios = assembly.scenarios
+        self.llm = assembly.llm_engine
+        self._llm = assembly.llm_part
         self.app: FastAPI = assembly.app
         self._log = assembly.log
         self._workers = assembly.workers
@@ -96,7 +99,8 @@ class Platform:
             for thread in (self.snapshots, self.archiver, self.signals, self.offsets, self.scenarios)
             if thread is not None
         ]
-        return [*self.followers, *self.reloaders, *others]
+        llm: list[_Running] = [] if self._llm is None else [self._llm.scheduler, self._llm.numbers]
+        return [*self.followers, *self.reloaders, *others, *llm]
 
     def _write_what_waits(self) -> None:
         for what, write in (
@@ -148,11 +152,15 @@ def _choose_parts(settings: Settings, only: set[Part] | None) -> frozenset[Part]
         "ranking": settings.ranking.url,
         "ingest": settings.ingest.url,
     }
+    if settings.llm.enabled:
+        urls["llm"] = settings.llm.url
     if only is None:
-        return frozenset(part for part in PARTS if not urls.get(part))
+        return frozenset(part for part in PARTS if part in urls and not urls[part] or part == "gateway")
     unknown = sorted(set(only) - set(PARTS))
     if unknown or not only:
         raise SettingsError(f"parts {sorted(only)}: expected some of {', '.join(PARTS)}")
+    if "llm" in only and not settings.llm.enabled:
+        raise SettingsError(f"part llm needs the setting llm.enabled ({variable_of('llm.enabled')}) to be true")
     for part, url in urls.items():
         if "gateway" in only and part not in only and not url:
             name = f"{part}.url"

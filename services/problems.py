@@ -85,6 +85,11 @@ def unavailable(dependency: str, detail: str, *, retry_after_s: int = 1) -> Prob
     )
 
 
+def busy(detail: str, *, retry_after_s: int) -> Problem:
+    """503: there is work enough for now, and none of this was begun."""
+    return Problem(503, "busy", detail, headers={"Retry-After": str(retry_after_s)})
+
+
 def over_budget(detail: str) -> Problem:
     """504: the time budget ran out and no fallback could answer either."""
     return Problem(504, "over-budget", detail)

@@ -15,6 +15,7 @@ import structlog
 from numpy.typing import NDArray
 from starlette.exceptions import HTTPException
 
+from index.boosts import Boost
 from index.filter import Filter
 from models.data.state import History, UserState
 from services.candidates import Candidates
@@ -25,7 +26,7 @@ from services.ranking.scenarios import LiveValue
 from services.timing import Deadline, Stopwatch
 
 T = TypeVar("T")
-StageName = Literal["hydrate", "retrieve", "rank", "arrange"]
+StageName = Literal["hydrate", "retrieve", "rank", "rerank", "arrange"]
 
 
 def no_keys() -> NDArray[np.int64]:
@@ -41,6 +42,7 @@ class Query:
     session: History | None
     limit: int
     filter: Filter | None
+    boosts: tuple[Boost, ...] = ()
     exclude_seen: bool
     exclude: NDArray[np.int64] = field(default_factory=no_keys)
     given: NDArray[np.int64] | None = None
@@ -78,6 +80,13 @@ class Ranked:
     versions: Mapping[str, str]
     explored: Explored | None = None
     """Where the order was drawn; `scores` are then of the draw."""
+    blended: NDArray[np.float64] | None = None
+    """[n, 3]: summands of the logit that a language model was blended into (ranker, model, constant); nan where it
+    was not. None: it had no part."""
+
+    def num_reranked(self) -> int:
+        """Candidates whose probability the language model had a part in."""
+        return 0 if self.blended is None else int((~np.isnan(self.blended[:, 0])).sum())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,12 +135,16 @@ class Trace:
         self._logger = logger
         self._describe = describe
 
+    def left_ms(self, stage: StageName) -> float:
+        """Milliseconds until the stage's share of the budget is spent; negative once it is."""
+        return self.deadline.left_ms(self._shares[stage])
+
     async def attempt(self, stage: StageName, work: Callable[[float], Awaitable[T]]) -> T | Failure:
         """Run the stage's work within its share of the budget. `work` is told the milliseconds it has.
 
         What the caller got wrong (an HTTP problem) passes through; every other failure is logged and returned.
         """
-        left_ms = self.deadline.left_ms(self._shares[stage])
+        left_ms = self.left_ms(stage)
         if left_ms <= 0:
             return self._timeout(stage)
         with self.watch.lap(stage):

@@ -17,6 +17,8 @@ MAX_EXCLUDED = 10_000
 MAX_SESSION_EVENTS = 1000
 DEFAULT_LIMIT = 10
 MAX_OFFSETS_LENGTH = 64
+MAX_BOOSTS = 16
+MAX_BOOST_WEIGHT = 1e6
 
 Id = Annotated[str, Field(min_length=1), AfterValidator(check_id)]
 Limit = Annotated[int, Field(ge=1, le=MAX_LIMIT)]
@@ -55,6 +57,17 @@ class Exclude(Wire):
     item_ids: list[Id] = Field(default_factory=list, max_length=MAX_EXCLUDED)
 
 
+class RequestBoost(Wire):
+    """A weight for the items that satisfy a filter."""
+
+    filter: FilterSource
+    weight: float = Field(
+        ge=-MAX_BOOST_WEIGHT,
+        le=MAX_BOOST_WEIGHT,
+        description="added to the inner product of the user's and the item's vector; below 0: such items come later",
+    )
+
+
 class RecommendationRequest(Wire):
     """One question: who is it for, how many, under which conditions."""
 
@@ -64,6 +77,12 @@ class RecommendationRequest(Wire):
     filter: FilterSource | None = Field(
         default=None,
         description="hard condition on item attributes, as text (`year >= 1990`) or as a JSON object",
+    )
+    boosts: list[RequestBoost] = Field(
+        default_factory=list,
+        max_length=MAX_BOOSTS,
+        description="soft conditions: their weights take part in choosing the candidates and in the retrieval score; "
+        "the value function then orders those",
     )
     exclude: Exclude | None = Field(default=None, description="default: what the user has seen")
     candidates: list[Id] | None = Field(
@@ -92,13 +111,19 @@ class RecommendationRequest(Wire):
 class Explanation(Wire):
     """What an item's score is made of."""
 
-    retrieval_score: float = Field(description="inner product of the user's and the item's vector")
+    retrieval_score: float = Field(description="inner product of the user's and the item's vector, and `boost`")
+    boost: float = Field(default=0.0, description="what the request's boosts added to it")
     value_terms: dict[str, float] = Field(
         description="the summands of the value function, a weighted task under its own name; they add up to the score"
         "; where the answer was explored, to what was expected"
     )
     exploration: float = Field(default=0.0, description="what the draw added to the expected value")
     signals: dict[str, float] = Field(description="decayed counts of the item's events, as of the request")
+    rerank_terms: dict[str, float] | None = Field(
+        default=None,
+        description="the summands `ranker`, `llm` and `constant` of the logit that the language model was blended "
+        "into; null: it had no part",
+    )
 
 
 class RecommendedItem(Wire):
@@ -118,16 +143,19 @@ class Served(Wire):
 
     index: str | None = Field(description="retrieval model and items offset that the index held")
     retrieval_model: str | None
+    links: str | None = Field(default=None, description="learned links in use; null: there are none")
     ranker: str | None
     calibrator: str | None
     value: str | None = Field(description="scenario and version of the value function; version 0 is the dataset's")
+    llm: str | None = Field(default=None, description="the language model that reranked")
+    prompt: str | None = Field(default=None, description="its task and the version of its texts")
     dataset_schema: str = Field(description="content hash of the feature schema")
 
 
 class Degraded(Wire):
     """A stage that did not do its part, why, and what stands in its place."""
 
-    stage: Literal["hydrate", "retrieve", "rank", "arrange"]
+    stage: Literal["hydrate", "retrieve", "rank", "rerank", "arrange"]
     reason: str
     used: str
 
@@ -138,6 +166,7 @@ class Timings(Wire):
     hydrate: float
     retrieve: float
     rank: float
+    rerank: float = Field(default=0.0, description="0 without a language model")
     arrange: float
     total: float
 
@@ -166,6 +195,7 @@ class RecommendationResponse(Wire):
     degraded: list[Degraded]
     timings: Timings
     filter_plan: FilterPlan
+    reranked: int = Field(default=0, description="candidates whose probability the language model had a part in")
     explored: bool = Field(default=False, description="true: the order was drawn, not only what is expected best")
     cold_start: bool = Field(description="true: nothing is known of this user")
 

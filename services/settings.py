@@ -18,6 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, m
 
 PREFIX = "SHORTLIST_"
 CONFIG_VARIABLE = "SHORTLIST_CONFIG"
+SECRETS = frozenset({"api_key", "engine_api_key"})
+"""Settings that a file may not hold and an error does not show."""
 
 Share = Annotated[float, Field(gt=0.0, le=1.0)]
 
@@ -82,6 +84,10 @@ class RetrievalSettings(_Section):
     """Part of the candidates reserved for the most popular items of all time."""
     recent_share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.1
     """Part of the candidates reserved for the items most popular of late."""
+    links_share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.3
+    """Part of the candidates reserved for what learned links reach, where there are any."""
+    links_scale: Annotated[float, Field(gt=0.0, le=100.0)] = 0.1
+    """What a learned link's weight, in log-odds, is worth beside an inner product, in the order of what links reach."""
     search_threads: Annotated[int, Field(ge=1, le=256)] = 1
     """Threads of one large search."""
     max_concurrent: Annotated[int, Field(ge=1, le=256)] = 16
@@ -94,8 +100,9 @@ class RetrievalSettings(_Section):
 
     @model_validator(mode="after")
     def _shares_leave_room(self) -> RetrievalSettings:
-        if self.popular_share + self.recent_share > 1.0:
-            raise ValueError(f"popular_share {self.popular_share} + recent_share {self.recent_share} is more than 1")
+        shares = {name: getattr(self, name) for name in ("popular_share", "recent_share", "links_share")}
+        if sum(shares.values()) > 1.0:
+            raise ValueError(f"{' + '.join(f'{name} {share}' for name, share in shares.items())} is more than 1")
         return self
 
 
@@ -129,6 +136,41 @@ class IngestSettings(_Section):
     """Drop stream entries that every consumer and every kept snapshot has behind it."""
 
 
+class LlmSettings(_Section):
+    enabled: bool = False
+    """Rerank with the promoted language model, and answer /v1/score; without one there is nothing to turn on."""
+    url: str | None = None
+    """Base URL of an llm process; empty: the language model runs in this process."""
+    engine: Literal["local", "vllm"] = "local"
+    """Who computes: this process, or a vLLM or SGLang server that has the artifact's folder as its model."""
+    engine_url: str | None = None
+    """Base URL of that server."""
+    engine_model: str | None = None
+    """The model's name at that server; empty: the only one."""
+    engine_api_key: SecretStr | None = None
+    """Key that that server asks for. Variable only."""
+    precision: Literal["fp32", "bf16", "int8"] = "bf16"
+    """What the local engine computes in."""
+    threads: Annotated[int, Field(ge=1, le=256)] = 2
+    """Threads of one pass of the local engine."""
+    cache_bytes: Annotated[int, Field(ge=0)] = 268_435_456
+    """Memory for prompts that were read before."""
+    max_candidates: Annotated[int, Field(ge=1, le=500)] = 30
+    """Candidates that are reranked at most; how many there is time for is decided per request."""
+    max_prompt_tokens: Annotated[int, Field(ge=1, le=131_072)] = 512
+    """Tokens of a prompt before its candidates at most; a task may say fewer."""
+    rerank_share: Share = 0.95
+    """Latest end of rerank, as a fraction of the request's budget."""
+    score_budget_ms: Annotated[int, Field(ge=1, le=60_000)] = 5000
+    """Time budget of a question to /v1/score or /generative_scoring that names none, in milliseconds."""
+
+    @model_validator(mode="after")
+    def _server_has_a_url(self) -> LlmSettings:
+        if self.engine == "vllm" and not self.engine_url:
+            raise ValueError("engine vllm needs engine_url")
+        return self
+
+
 class Settings(_Section):
     dataset: Path = Path("configs/movielens.toml")
     """Description of the dataset that is served."""
@@ -145,6 +187,16 @@ class Settings(_Section):
     retrieval: RetrievalSettings = RetrievalSettings()
     ranking: RankingSettings = RankingSettings()
     ingest: IngestSettings = IngestSettings()
+    llm: LlmSettings = LlmSettings()
+
+    @model_validator(mode="after")
+    def _rerank_comes_after_rank(self) -> Settings:
+        if self.llm.enabled and self.llm.rerank_share < self.pipeline.rank_share:
+            raise ValueError(
+                f"shares must not fall: pipeline.rank_share {self.pipeline.rank_share}, "
+                f"llm.rerank_share {self.llm.rerank_share}"
+            )
+        return self
 
 
 def load_settings(path: Path | None, environ: Mapping[str, str]) -> Settings:
@@ -157,8 +209,11 @@ def load_settings(path: Path | None, environ: Mapping[str, str]) -> Settings:
     if path is None and environ.get(CONFIG_VARIABLE):
         path = Path(environ[CONFIG_VARIABLE])
     document = _read(path) if path is not None else {}
-    if "api_key" in document:
-        raise SettingsError(f"{path}: api_key belongs in the variable SHORTLIST_API_KEY, not in a file")
+    for name in ("api_key", "llm.engine_api_key"):
+        section, _, key = name.rpartition(".")
+        inside = document.get(section, {}) if section else document
+        if isinstance(inside, dict) and key in inside:
+            raise SettingsError(f"{path}: {name} belongs in the variable {variable_of(name)}, not in a file")
     _check_keys(document, str(path))
     origins = _overlay(document, environ)
     try:
@@ -238,5 +293,13 @@ def _nearest(name: str, known: list[str]) -> str:
 def _explain(entry: Mapping[str, Any], path: Path | None, origins: Mapping[tuple[str, ...], str]) -> str:
     place = tuple(str(part) for part in entry["loc"])
     origin = origins.get(place) or (f"{path}: {'.'.join(place)}" if place else str(path))
-    value = "" if place and place[-1] == "api_key" else f" is {json.dumps(entry.get('input'), default=str)}"
+    secret = bool(place) and place[-1] in SECRETS
+    value = "" if secret else f" is {json.dumps(_without_secrets(entry.get('input')), default=str)}"
     return f"{origin}{value}: {entry['msg'].removeprefix('Value error, ')}"
+
+
+def _without_secrets(value: Any) -> Any:
+    """The input of a section as an error may show it."""
+    if isinstance(value, Mapping):
+        return {name: "***" if name in SECRETS else _without_secrets(inner) for name, inner in value.items()}
+    return value

@@ -17,7 +17,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from kernels.codes import CODE_MAX, UNIT, UPPER_MIDDLE, UPPER_UNIT, Codes, encode_query, encode_query_coarsely
+from kernels.codes import (
+    CODE_MAX,
+    UNIT,
+    UPPER_MIDDLE,
+    UPPER_UNIT,
+    Codes,
+    encode_query,
+    encode_query_coarsely,
+    rotate_query,
+)
 from kernels.cpu.compile import compiled
 from kernels.cpu.filtered_topk import PARALLEL_BYTES, Scorer, filtered_topk, merge_candidates
 from kernels.cpu.nibbles import join_planes
@@ -270,10 +279,11 @@ def _encode(query_BD: NDArray[np.float32], codes: Codes) -> Batch:
     term_BP = np.empty((len(query_BD), _NUM_TERMS))
     factor, shift = (1.0, 0.0) if codes.is_fine else (16.0, -UPPER_MIDDLE)
     for place, query_D in enumerate(query_BD):
-        fine = encode_query(query_D, codes.mean_D)
-        coarse = encode_query_coarsely(query_D)
+        fine = encode_query(query_D, codes.mean_D, codes.rotation_DD)
+        rotated_D = rotate_query(query_D, codes.rotation_DD)
+        coarse = encode_query_coarsely(rotated_D)
         step_BD[place], coarse_BD[place] = fine.steps(query_D.size), coarse.step_D
-        rounding = CODE_MAX * float(np.abs(query_D.astype(np.float64)).sum()) * 2.0**-44
+        rounding = CODE_MAX * float(np.abs(rotated_D).sum()) * 2.0**-44
         coarse_shift = coarse.scale * shift * int(coarse.step_D.sum(dtype=np.int64))
         term_BP[place] = (
             *(fine.scale * factor, fine.mean_score, fine.scale_error, fine.norm, fine.slack),

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.codes import Codes, QueryCode, encode_query
+from kernels.codes import NO_ROTATION, Codes, QueryCode, encode_query, rotate_query
 from kernels.cpu.rescore import rescore
 from kernels.cpu.scan_codes import Bounds, bounds_of, list_rows, scan_rows, scan_words, tighten
 from kernels.cpu.threads import count_cores, scan_pool
@@ -44,7 +44,7 @@ def filtered_topk(
     if strategy != "stream":
         row_M = np.empty(num_matched, np.int64)
         list_rows(mask_W, row_M)
-    code = encode_query(query_D, codes.mean_D)
+    code = encode_query(query_D, codes.mean_D, codes.rotation_DD)
     scorer = Scorer(query_D, vector_ND, codes, key_N, code.mean_score)
     if strategy == "gather":
         assert row_M is not None
@@ -100,7 +100,7 @@ class Scorer(NamedTuple):
         """The k best of the candidates by final score; upper_C descends."""
         row_K = np.empty(k, np.int64)
         score_K = np.empty(k, np.float64)
-        query = self.query_D.astype(np.float64)
+        query = rotate_query(self.query_D, NO_ROTATION if len(self.vector_ND) else self.codes.rotation_DD)
         arrays = self.vector_ND, self.codes, self.key_N
         found, num_rescored = rescore(*arrays, query, self.mean_score, row_C, upper_C, bonus_C, row_K, score_K)
         assert found == k, (found, k)

@@ -9,7 +9,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.codes import Codes, decode_steps, encode_query
+from kernels.codes import Codes, decode_steps, encode_query, rotate_query
 from kernels.filtered_topk import TopK
 
 
@@ -44,10 +44,10 @@ def list_rows(mask_W: NDArray[np.uint64]) -> NDArray[np.int64]:
 
 def _score_codes(query_D: NDArray[np.float32], codes: Codes, rows: NDArray[np.int64]) -> NDArray[np.float64]:
     dim = query_D.size
-    code_MD = decode_steps(codes, rows)
+    code_MD, rotated_D = decode_steps(codes, rows), rotate_query(query_D, codes.rotation_DD)
     total_M = np.zeros(rows.size)
     for dimension in range(dim):
-        total_M += float(query_D[dimension]) * code_MD[:, dimension]
+        total_M += float(rotated_D[dimension]) * code_MD[:, dimension]
     scores: NDArray[np.float64] = (
         encode_query(query_D, codes.mean_D).mean_score + codes.scale_N[rows].astype(np.float64) * total_M
     )

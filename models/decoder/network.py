@@ -139,7 +139,8 @@ class Decoder(nn.Module):
 def rotations(positions_T: Tensor, head_dim: int, theta: float) -> Tensor:
     """Return float32[2, T, K]: cosines and sines of each position's angles, theta^(-2i/K) a step, both halves alike."""
     steps = torch.arange(0, head_dim, 2, dtype=torch.int64, device=positions_T.device).float() / head_dim
-    angles = positions_T.float()[:, None] * (theta**-steps)[None, :]
+    # 1 / theta^x, not theta^-x: so the weights were trained, and at position 400 the two differ by 1e-5 of an angle.
+    angles = positions_T.float()[:, None] * (1.0 / theta**steps)[None, :]
     angles = torch.cat([angles, angles], dim=1)
     return torch.stack([angles.cos(), angles.sin()])
 

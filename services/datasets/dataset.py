@@ -19,6 +19,7 @@ from pydantic import Field, model_validator
 
 from index.attributes import Attribute, AttributeSchema
 from models.data.schema import Action, Feature, FeatureKind, FeatureSchema, Signal
+from models.decoder.verbalizer.task import TaskPrompt
 from services.datasets.attribute_values import AttributeType, AttributeValue, BadValue, check_value
 from services.datasets.descriptions import (
     DatasetError,
@@ -31,7 +32,9 @@ from services.datasets.descriptions import (
     parse_description,
     shown,
 )
+from services.datasets.links_section import LinksSection, links_problems
 from services.datasets.ranking import RankingSection, ranking_problems
+from services.datasets.tasks import LlmSection, task_problems
 from services.ranking.expression import ExpressionError, parse_expression
 from services.ranking.value import column_names
 
@@ -179,6 +182,10 @@ class Dataset(Section):
     signals: SignalsSection
     retrieval: RetrievalSection
     ranking: RankingSection
+    links: LinksSection | None = None
+    """What learned links are mined from; absent: there are none."""
+    llm: LlmSection | None = None
+    """What a decoder is asked, in words; absent: nothing."""
 
     @model_validator(mode="after")
     def _check_references(self) -> Self:
@@ -187,7 +194,10 @@ class Dataset(Section):
             *_attribute_problems("users", self.users.id, self.users.attributes),
             *_goal_problems(self),
             *_signal_problems(self.signals, self.actions),
+            *_links_problems(self),
         ]
+        if not problems and self.llm is not None:  # the schema that tasks are checked against is sound
+            problems = list(task_problems(self.llm, self.feature_schema()))
         if problems:
             raise DatasetError(self.name, problems)
         return self
@@ -225,6 +235,10 @@ class Dataset(Section):
             tasks=self.ranking.tasks,
             history_length=self.ranking.history_length,
         )
+
+    def task_prompts(self) -> tuple[TaskPrompt, ...]:
+        """What a decoder is asked, the ranking task first; empty where the description has no `[llm]`."""
+        return () if self.llm is None else self.llm.prompts()
 
     def signal_specs(self) -> tuple[Signal, ...]:
         """Every action times every half-life, action by action."""
@@ -371,6 +385,21 @@ def _goal_problems(dataset: Dataset) -> Iterable[Problem]:
     yield from _value_problems(dataset)
     keywords = [name for name, spec in attributes.items() if spec.model and spec.type in ("keyword", "keyword_list")]
     yield from ranking_problems(dataset.ranking, keywords)
+
+
+def _links_problems(dataset: Dataset) -> Iterable[Problem]:
+    links = dataset.links
+    if links is None:
+        return
+    users = {name: spec.type for name, spec in dataset.users.attributes.items()}
+    items = {name: spec.type for name, spec in dataset.items.attributes.items()}
+    filterable = [name for name, spec in dataset.items.attributes.items() if spec.filter]
+    yield from links_problems(links, users, items, filterable, dataset.actions)
+    try:
+        if parse_half_life(links.pending) is None:
+            raise ValueError('half-life "all": expected a length of time, like "4d"')
+    except ValueError as error:
+        yield Problem("links.pending", links.pending, str(error).partition(": ")[2])
 
 
 def _value_problems(dataset: Dataset) -> Iterable[Problem]:

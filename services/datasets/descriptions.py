@@ -119,6 +119,8 @@ def _type_at(model: type[BaseModel], location: tuple[int | str, ...]) -> Any:
             annotation = annotation.model_fields[str(part)].annotation
         elif get_origin(annotation) is dict:
             annotation = get_args(annotation)[1]
+        elif get_origin(annotation) is tuple:
+            annotation = get_args(annotation)[0]
         if type(None) in get_args(annotation):  # an optional section
             annotation = next(inner for inner in get_args(annotation) if inner is not type(None))
     return annotation

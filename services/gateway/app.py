@@ -9,7 +9,9 @@ from services.gateway.events import events_router
 from services.gateway.gateway import Gateway
 from services.gateway.recommendations import recommendations_router
 from services.gateway.scenarios import scenarios_router
-from services.problems import Problem, unavailable
+from services.llm.calls import NotAsked
+from services.llm.scheduler import Refused
+from services.problems import Problem, brief, busy, invalid, over_budget, unavailable
 from services.processes.frames import FrameError
 from services.processes.remote import RemoteUnavailable
 from services.storage.errors import KeyCollision, StorageUnavailable, VersionConflict
@@ -39,4 +41,10 @@ def problem_of(error: Exception) -> Problem | None:
         return Problem(409, "version-conflict", str(error), extra=extra)
     if isinstance(error, FrameError):
         return Problem(422, "frame-not-valid", str(error))
+    if isinstance(error, Refused):
+        return busy(str(error), retry_after_s=error.retry_after_s)
+    if isinstance(error, NotAsked):
+        return invalid(error.pointer, str(error), value=brief(error.value))
+    if isinstance(error, TimeoutError):
+        return over_budget(str(error))
     return None

@@ -11,6 +11,7 @@ from models.data.schema import FeatureSchema
 from services.clock import Clock
 from services.datasets.dataset import Dataset
 from services.ingest.visibility import Visibility
+from services.llm.scheduler import Refused
 from services.metrics import Metrics
 from services.pipeline import Pipeline, Responder
 from services.processes.remote import RemoteUnavailable
@@ -55,6 +56,7 @@ class Gateway:
             "hydrate": pipeline.hydrate_share,
             "retrieve": pipeline.retrieve_share,
             "rank": pipeline.rank_share,
+            "rerank": self.settings.llm.rerank_share,
             "arrange": 1.0,
         }
         deadline = Deadline(budget_ms or pipeline.budget_ms)
@@ -67,4 +69,6 @@ def name_dependency(error: Exception) -> str | None:
         return "storage is unavailable"
     if isinstance(error, RemoteUnavailable):
         return f"{error.name} is unavailable"
+    if isinstance(error, Refused):
+        return f"the language model is busy: {error}"
     return None

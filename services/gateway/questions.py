@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from index.boosts import Boost
 from index.filter import Filter, FilterError, parse_filter
 from models.data.state import History
 from services.datasets.attribute_values import BadValue, check_timestamp
@@ -17,7 +18,7 @@ from services.keys import keys_of
 from services.problems import Problem, brief, error_entry, invalid
 from services.query import Query
 from services.ranking.scenarios import LiveValue, UnknownScenario
-from services.schema import Exclude, FilterSource, RecommendationRequest, SessionEvent
+from services.schema import Exclude, FilterSource, RecommendationRequest, RequestBoost, SessionEvent
 
 
 async def make_query(gateway: Gateway, request: RecommendationRequest, *, place: str = "body") -> Query:
@@ -30,6 +31,7 @@ async def make_query(gateway: Gateway, request: RecommendationRequest, *, place:
         raise invalid(pointer, "expected either user_id or session")
     now_ms = gateway.clock.now_ms()
     filter = read_filter(gateway, request.filter, place)
+    boosts = tuple(_read_boost(gateway, each, number) for number, each in enumerate(request.boosts))
     value = _read_scenario(gateway, request.scenario, place)
     positions = _read_positions(request.min_offset)
     session = None
@@ -47,6 +49,7 @@ async def make_query(gateway: Gateway, request: RecommendationRequest, *, place:
         session=session,
         limit=limit,
         filter=filter,
+        boosts=boosts,
         exclude_seen=exclude.seen,
         exclude=np.unique(keys_of(exclude.item_ids)),
         given=given,
@@ -59,7 +62,13 @@ async def make_query(gateway: Gateway, request: RecommendationRequest, *, place:
     )
 
 
-def read_filter(gateway: Gateway, source: FilterSource | None, place: str) -> Filter | None:
+def _read_boost(gateway: Gateway, boost: RequestBoost, number: int) -> Boost:
+    filter = read_filter(gateway, boost.filter, "body", f"/boosts/{number}/filter")
+    assert filter is not None  # a request's boost has one
+    return Boost(filter, boost.weight)
+
+
+def read_filter(gateway: Gateway, source: FilterSource | None, place: str, pointer: str = "/filter") -> Filter | None:
     """Parse a filter; a misfit is a 422 that points into it."""
     try:
         return parse_filter(source, gateway.attributes)
@@ -68,7 +77,7 @@ def read_filter(gateway: Gateway, source: FilterSource | None, place: str) -> Fi
         more = {} if place == "body" else {"in": place}
         if error.pointer.startswith("char "):
             more["at"] = error.pointer
-        entry = error_entry(f"/filter{inside}", error.detail, **more)
+        entry = error_entry(f"{pointer}{inside}", error.detail, **more)
         raise Problem(422, "invalid-filter", str(error), errors=[entry]) from None
 
 

@@ -10,6 +10,7 @@ from models.data.schema import FeatureSchema
 from services.clock import Clock
 from services.ingest.follower import Apply
 from services.keys import key_of
+from services.llm.engine import LlmEngine
 from services.ranking.engine import RankingEngine
 from services.retrieval.engine import ItemChange, RetrievalEngine
 from services.storage.consumer import MAX_AHEAD_MS, StateConsumer, StreamMark
@@ -39,6 +40,16 @@ def apply_items_to_retrieval(engine: RetrievalEngine) -> Apply:
 
     def apply(entries: Sequence[Entry]) -> str:
         engine.apply_items(_item_changes(entries), entries[-1].offset)
+        return entries[-1].offset
+
+    return apply
+
+
+def apply_items_to_llm(engine: LlmEngine) -> Apply:
+    """Take changed items into what the language model is told."""
+
+    def apply(entries: Sequence[Entry]) -> str:
+        engine.apply_items(_item_changes(entries))
         return entries[-1].offset
 
     return apply

@@ -8,6 +8,7 @@ import httpx
 import orjson
 from pydantic import SecretStr
 
+from services.problems import Problem
 from services.processes.frames import MEDIA_TYPE
 from services.schema import DependencyState
 
@@ -65,6 +66,16 @@ class Remote:
             raise RemoteUnavailable(self.name, f"{path} answered {response.status_code}: {_detail(response)}")
         return response.content
 
+    async def forward_frame(self, path: str, body: bytes, timeout_ms: float) -> bytes:
+        """As `post_frame` for a client's own question: what is refused there is refused here, in the same words."""
+        response = await self._send("POST", path, timeout_ms, content=body)
+        if response.status_code == 200:
+            return response.content
+        problem = _problem(response)
+        if problem is None:
+            raise RemoteUnavailable(self.name, f"{path} answered {response.status_code}: {_detail(response)}")
+        raise problem
+
     async def wait_applied(self, stream: str, offset: str, timeout_ms: float) -> bool:
         """Ask whether the process has applied an offset, letting it wait for that; nobody is asked without waiting."""
         if timeout_ms <= 0:
@@ -100,6 +111,25 @@ class Remote:
             raise TimeoutError(f"{self.name} did not answer within {timeout_ms:.0f} ms") from error
         except httpx.TransportError as error:
             raise RemoteUnavailable(self.name, f"{self.url}: {type(error).__name__}") from error
+
+
+def _problem(response: httpx.Response) -> Problem | None:
+    """The refusal that an answer is; None for a failure of the process itself."""
+    if response.status_code not in (404, 409, 422, 503, 504):
+        return None
+    try:
+        document = orjson.loads(response.content)
+        kind = str(document["type"]).removeprefix("/problems/")
+        retry = response.headers.get("retry-after")
+        return Problem(
+            response.status_code,
+            kind,
+            str(document["detail"]),
+            errors=document.get("errors", ()),
+            headers=None if retry is None else {"Retry-After": retry},
+        )
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 def _detail(response: httpx.Response) -> str:

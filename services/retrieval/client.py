@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index.attributes import AttributeSchema
+from index.boosts import Boost
 from index.filter import Filter, FilterError, parse_filter
 from models.data.state import UserState
 from services.candidates import Candidates
@@ -31,6 +32,7 @@ class RetrieveCall:
     k: int
     filter: Filter | None
     exclude: NDArray[np.int64]
+    boosts: tuple[Boost, ...] = ()
     given: NDArray[np.int64] | None = None
     """Score exactly these instead of searching."""
 
@@ -123,8 +125,8 @@ class RemoteRetrieval:
 def run_call(engine: RetrievalEngine, call: RetrieveCall) -> Candidates:
     """Answer a call with an engine."""
     if call.given is not None:
-        return engine.score(call.user, call.now_ms, call.given)
-    return engine.retrieve(call.user, call.now_ms, call.k, call.filter, call.exclude)
+        return engine.score(call.user, call.now_ms, call.given, call.boosts)
+    return engine.retrieve(call.user, call.now_ms, call.k, call.filter, call.exclude, call.boosts)
 
 
 def pack_retrieve_call(call: RetrieveCall) -> bytes:
@@ -134,6 +136,7 @@ def pack_retrieve_call(call: RetrieveCall) -> bytes:
     if call.given is not None:
         arrays["given"] = call.given
     meta |= {"now_ms": call.now_ms, "k": call.k, "filter": _spell(call.filter)}
+    meta["boosts"] = [[each.filter.to_json(), each.weight] for each in call.boosts]
     return pack(arrays, meta)
 
 
@@ -146,10 +149,11 @@ def unpack_retrieve_call(data: bytes, schema: AttributeSchema) -> RetrieveCall:
             now_ms=int(meta["now_ms"]),
             k=int(meta["k"]),
             filter=parse_filter(meta["filter"], schema),
+            boosts=tuple(_read_boost(source, weight, schema) for source, weight in meta["boosts"]),
             exclude=np.asarray(arrays["exclude"], np.int64),
             given=np.asarray(arrays["given"], np.int64) if "given" in arrays else None,
         )
-    except (KeyError, TypeError, FilterError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise FrameError(f"no retrieve call in the frame: {error!r}") from error
 
 
@@ -160,6 +164,13 @@ def unpack_similar_call(data: bytes, schema: AttributeSchema) -> SimilarCall:
         return SimilarCall(key=int(meta["key"]), k=int(meta["k"]), filter=parse_filter(meta["filter"], schema))
     except (KeyError, TypeError, FilterError) as error:
         raise FrameError(f"no similar call in the frame: {error!r}") from error
+
+
+def _read_boost(source: Any, weight: float, schema: AttributeSchema) -> Boost:
+    filter = parse_filter(source, schema)
+    if filter is None:
+        raise ValueError("a boost without a filter")
+    return Boost(filter, weight)
 
 
 def _spell(filter: Filter | None) -> Any:

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index.batching import BatchingIndex
+from index.boosts import Boost
 from index.dual import DualIndex
 from index.filter import Exists, Filter, Range
 from index.hits import Hits
@@ -31,6 +32,7 @@ from models.retrieval.model import RetrievalModel
 from services.candidates import Candidates, Plan
 from services.retrieval.blending import BITS, blend
 from services.retrieval.embedded import Embedded
+from services.retrieval.links import LinkSource, within
 
 MAX_PENDING_ITEMS = 10_000
 """Items that events may be kept for until the items stream brings them."""
@@ -64,6 +66,8 @@ class Quotas:
     popular: float = 0.1
     recent: float = 0.1
     recent_half_life_ms: int = 7 * 86_400_000
+    links: float = 0.3
+    """Of what the engine's links reach, where it has any."""
 
 
 class RetrievalEngine:
@@ -104,6 +108,8 @@ class RetrievalEngine:
         """Events that were some action, counted since then."""
         self.popular = _signal_nearest(schema, None)
         self.recent = _signal_nearest(schema, self.quotas.recent_half_life_ms)
+        self.links: LinkSource | None = None
+        """The learned links in use; another version may be put in their place at any time."""
 
     @property
     def landmark_ms(self) -> int:
@@ -162,7 +168,11 @@ class RetrievalEngine:
 
     def versions(self) -> dict[str, str]:
         """What an answer is made with."""
-        return self._serving.versions()
+        return self._versions(self._serving)
+
+    def _versions(self, embedded: Embedded) -> dict[str, str]:
+        versions, links = embedded.versions(), self.links
+        return versions if links is None else versions | {"links": links.version}
 
     def warm_up(self, now_ms: int, k: int) -> None:
         """Run every kind of search once: kernels are compiled at their first call, which no request should wait for."""
@@ -189,12 +199,14 @@ class RetrievalEngine:
         k: int,
         filter: Filter | None = None,
         exclude: NDArray[np.int64] | None = None,
+        boosts: Sequence[Boost] = (),
     ) -> Candidates:
         """Return the k best candidates, best first; fewer only where fewer items match.
 
-        exclude: keys that no source may return.
+        exclude: keys that no source may return.  boosts: weights on top of the inner products; a search with boosts
+        is not joined with others, and the other sources know nothing of them.
         """
-        return self._retrieve(self._serving, user, now_ms, k, filter, exclude)
+        return self._retrieve(self._serving, user, now_ms, k, filter, exclude, boosts)
 
     def _retrieve(
         self,
@@ -204,24 +216,29 @@ class RetrievalEngine:
         k: int,
         filter: Filter | None,
         exclude: NDArray[np.int64] | None,
+        boosts: Sequence[Boost] = (),
     ) -> Candidates:
         vector_D = embedded.model.encode_users([user], now_ms)[0]
-        towers = embedded.searches.search(vector_D, k, filter, exclude)
+        if boosts:
+            towers = embedded.index.search(vector_D, k, filter, exclude, boosts=boosts)
+        else:
+            towers = embedded.searches.search(vector_D, k, filter, exclude)
         lists = [
+            ("links", self._by_links(embedded, user, vector_D, k, filter, exclude)),
             ("popular", embedded.by_signal(self.popular, self.quotas.popular, k, filter, exclude)),
             ("recent", embedded.by_signal(self.recent, self.quotas.recent, k, filter, exclude)),
             ("towers", _found(towers)),
         ]
         keys, sources = blend(lists, k)
-        return self._candidates(embedded, keys, sources, vector_D, now_ms, embedded.plan(towers))
+        return self._candidates(embedded, keys, sources, vector_D, now_ms, embedded.plan(towers), boosts)
 
-    def score(self, user: UserState, now_ms: int, keys: NDArray[np.int64]) -> Candidates:
+    def score(self, user: UserState, now_ms: int, keys: NDArray[np.int64], boosts: Sequence[Boost] = ()) -> Candidates:
         """Return exactly these items as candidates, best first; keys the index does not hold are left out."""
         keys = np.unique(keys)
         embedded = self._serving
         vector_D = embedded.model.encode_users([user], now_ms)[0]
         plan = Plan(matched=len(keys), scanned=len(keys), rescored=len(keys), strategy="given", exact=True)
-        return self._candidates(embedded, keys, np.full(len(keys), BITS["given"]), vector_D, now_ms, plan)
+        return self._candidates(embedded, keys, np.full(len(keys), BITS["given"]), vector_D, now_ms, plan, boosts)
 
     def similar(self, key: int, k: int, filter: Filter | None = None) -> Candidates | None:
         """Return the k items whose vectors are nearest to the item's; None where the index does not hold it."""
@@ -238,7 +255,7 @@ class RetrievalEngine:
             sources=np.full(len(keys), BITS["towers"]),
             signals=np.zeros((len(keys), len(self.schema.signals))),
             plan=embedded.plan(hits),
-            versions=embedded.versions(),
+            versions=self._versions(embedded),
         )
 
     def apply_items(self, changes: Sequence[ItemChange], offset: str | None = None) -> None:
@@ -349,6 +366,24 @@ class RetrievalEngine:
                 if sums is not None:
                     self.index.add_signals([key], sums[None])
 
+    def _by_links(
+        self,
+        embedded: Embedded,
+        user: UserState,
+        vector_D: NDArray[np.float32],
+        k: int,
+        filter: Filter | None,
+        exclude: NDArray[np.int64] | None,
+    ) -> NDArray[np.int64]:
+        """Keys of the best items that the member's learned links reach."""
+        wanted = round(self.quotas.links * k)
+        links = self.links
+        query = links.query(user.profile, wanted) if links is not None and wanted else None
+        if query is None:
+            return np.zeros(0, np.int64)
+        reached = within(filter, query.filter)
+        return _found(embedded.index.search(vector_D, wanted, reached, exclude, boosts=query.boosts))
+
     def _candidates(
         self,
         embedded: Embedded,
@@ -357,11 +392,15 @@ class RetrievalEngine:
         vector_D: NDArray[np.float32],
         now_ms: int,
         plan: Plan,
+        boosts: Sequence[Boost],
     ) -> Candidates:
         vectors_nD, held = embedded.index.vectors(keys)
         if not held.all():  # deleted since the search
             keys, sources, vectors_nD = keys[held], sources[held], vectors_nD[held]
+        unboosted = None
         scores = (vectors_nD @ vector_D).astype(np.float32)
+        if boosts:
+            unboosted, scores = scores, (scores + embedded.index.weights(keys, boosts)).astype(np.float32)
         order = np.lexsort((keys, -scores))
         keys = keys[order]
         signals = embedded.index.signals(keys) * decay_factors(self.schema.signals, self._landmark_ms, now_ms)
@@ -371,7 +410,8 @@ class RetrievalEngine:
             sources=sources[order],
             signals=signals,
             plan=plan,
-            versions=embedded.versions(),
+            versions=self._versions(embedded),
+            unboosted=None if unboosted is None else unboosted[order],
         )
 
 

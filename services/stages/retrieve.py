@@ -54,6 +54,7 @@ class Retrieve:
             now_ms=query.now_ms,
             k=max(self._num_candidates, query.limit + SPARE),
             filter=query.filter,
+            boosts=query.boosts,
             exclude=exclude,
             given=None if query.given is None else np.setdiff1d(query.given, exclude),
         )
@@ -65,6 +66,8 @@ class Retrieve:
         if not isinstance(candidates, Failure):
             return candidates
         used = "the given items in their order" if call.given is not None else "popular items from storage"
+        if query.boosts:
+            used += ", without boosts"
         trace.degrade("retrieve", candidates, used)
         with trace.watch.lap("retrieve"):
             try:

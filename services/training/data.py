@@ -15,6 +15,7 @@ from models.data.items import ItemTable
 from models.data.schema import FeatureSchema
 from services.keys import keys_of
 from services.storage.archive import archived_events
+from services.storage.events import IMPRESSION
 from services.storage.storage import Storage
 from services.storage.streams import offset_tuple
 
@@ -30,6 +31,9 @@ class TrainingData:
     items: ItemTable
     users: Mapping[int, Mapping[str, object]]
     events: EventTable
+    """Actions only."""
+    impressions: EventTable
+    """What members who have acted were shown by serving, acted on or not."""
     items_offset: str
     """Place in the items stream up to which the items are complete."""
     events_offset: str
@@ -71,7 +75,9 @@ def load_training_data(storage: Storage, schema: FeatureSchema) -> TrainingData:
     table = table.filter(pa.array(known | (arrival_ms == 0)))
     events = archived_events(schema, table)
     # Impressions are logged by serving: counted in, they would move every split and window that is a share of events.
-    events = events.take(events.action_masks != 0)
+    acted = events.action_masks != 0
+    impressions, events = events.take(~acted), events.take(acted)
+    impressions = impressions.take((impressions.types == IMPRESSION) & np.isin(impressions.user_keys, events.user_keys))
     if not len(item_keys) or not len(events):
         raise NothingToTrainOn(
             f"the archive in {storage.data_dir} holds {len(item_keys)} items and {len(events)} events "
@@ -87,6 +93,7 @@ def load_training_data(storage: Storage, schema: FeatureSchema) -> TrainingData:
         items=items,
         users=dict(zip(user_keys.tolist(), user_attributes, strict=True)),
         events=events,
+        impressions=impressions,
         items_offset=items_offset,
         events_offset=events_offset,
     )

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from models.data.events import EventTable
+from models.decoder.verbalizer.task import TaskPrompt
 from models.ranking.fisher import save_fisher
 from models.ranking.incremental import IncrementalConfig, train_incremental
 from models.ranking.model import RankingModel
@@ -21,9 +22,11 @@ from models.retrieval.training import RetrievalConfig, train_retrieval
 from models.train.loop import StageProgress, stage_of
 from services.storage.artifacts import Artifact, ArtifactRegistry, Provenance
 from services.training.data import NothingToTrainOn, TrainingData
+from services.training.llm import LlmConfig, TrainedLlm, fit_llm
+from services.training.opinions import Opinions, ranker_opinions
 from services.training.promotion import Decision, Gate
 
-RETRIEVAL, RANKING = "retrieval", "ranking"
+RETRIEVAL, RANKING, LLM = "retrieval", "ranking", "llm"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,6 +108,79 @@ def train_on(
         asdict(config) | {"lineage": {"cold": cold.version, "since_ms": since_ms}}, active.version, _metrics(trained),
     )  # fmt: skip
     return Outcome(kind=RANKING, version=version, decision=decision)
+
+
+def train_llm(
+    data: TrainingData,
+    registry: ArtifactRegistry,
+    tasks: Sequence[TaskPrompt],
+    pretrained: Path,
+    config: LlmConfig | None = None,
+    *,
+    force: bool = False,
+    progress: StageProgress | None = None,
+    checkpoints: Path | None = None,
+) -> Outcome:
+    """Fine-tune the pretrained decoder on the tasks and publish it, with its weight beside the active ranker's logit.
+
+    It is promoted where its first answer tells held-out members' yes from no at all: what it is worth beside the
+    ranker is its blend's business, which may be nothing.
+
+    Without an active ranker there is nothing to weigh it against, and the published blend is the ranker alone.
+    """
+    config = config or LlmConfig()
+    ranker = _active(registry, data)
+    opinions = None if ranker is None else _opinions(data, registry, ranker, config, progress)
+    parent = registry.current(LLM)
+    told = [asdict(config), [task.to_dict() for task in tasks], None if ranker is None else ranker.version]
+    with _checkpoint(checkpoints, LLM, data, told) as folder:
+        trained = fit_llm(data, tasks, pretrained, config, opinions, progress, folder)
+    decision = _decide_llm(trained, tasks, parent, force=force)
+    version = _publish(
+        registry, LLM, lambda folder: trained.model.save(folder, data.schema), data, data.window_ms, decision,
+        asdict(config) | {"ranking": None if ranker is None else ranker.version}, parent,
+        {**trained.metrics, "tokens": trained.report.num_examples, "tokens_per_s": trained.report.examples_per_s},
+    )  # fmt: skip
+    return Outcome(kind=LLM, version=version, decision=decision)
+
+
+def _opinions(
+    data: TrainingData,
+    registry: ArtifactRegistry,
+    ranker: Artifact,
+    config: LlmConfig,
+    progress: StageProgress | None,
+) -> Opinions | None:
+    """Return what the ranker says of requests that it was not trained on.
+
+    Which those are, only a training from nothing tells: of a ranker that was trained on, its first one is asked.
+    """
+    lineage = ranker.provenance.config.get("lineage", {})
+    cold = registry.open(RANKING, lineage.get("cold", ranker.version))
+    window = cold.provenance.data_window_ms
+    if window is None:
+        return None
+    return ranker_opinions(
+        data, RankingModel.load(cold.folder, data.schema), data.events.between(None, window[1] + 1), RankingConfig(),
+        max_requests=config.blend_requests, num_candidates=config.blend_candidates, progress=progress,
+    )  # fmt: skip
+
+
+def _decide_llm(trained: TrainedLlm, tasks: Sequence[TaskPrompt], active: str | None, *, force: bool) -> Decision:
+    name = f"{tasks[0].name}.{tasks[0].questions[0].name}"
+    reached = trained.metrics.get(f"{name}_auc", float("nan"))
+    good = reached > 0.5
+    blend = trained.model.blend
+    if blend.report is None:
+        worth = "there was no ranker to weigh it against"
+    elif blend.earned:
+        worth = (
+            f"beside the ranker it takes {blend.report.gain:.4f} nats off the log loss, weight {blend.pooled.score:.3f}"
+        )
+    else:
+        worth = f"beside the ranker it earned no weight (log loss {-blend.report.gain:+.4f} nats)"
+    reason = f"AUC {reached:.4f} of {name} on held-out members; {worth}"
+    return Decision(promoted=good or force, reason=f"forced: {reason}" if force and not good else reason, active=active)
 
 
 def _train_retrieval(

@@ -6,11 +6,14 @@ from models.ranking.incremental import IncrementalConfig
 from models.train.loop import StageProgress
 from services.datasets.dataset import Dataset
 from services.folder import job_storage
+from services.links.artifact import KIND as LINKS
+from services.links.job import train_links
+from services.llm.pretrained import fetch_smollm2
 from services.replay.job import ReplayConfig
 from services.settings import Settings
 from services.storage.scenarios import ScenarioStore
 from services.training.data import load_training_data
-from services.training.jobs import Outcome, train, train_on
+from services.training.jobs import LLM, RANKING, RETRIEVAL, Outcome, train, train_llm, train_on
 from services.training.promotion import Gate, GateConfig
 
 CHECKPOINTS = "checkpoints"
@@ -27,10 +30,14 @@ def run_training(
 ) -> list[Outcome]:
     """Train the kinds on what the data folder of the settings holds.
 
+    kinds: of retrieval, ranking and links; empty: the two models, and links where the dataset says what may be linked.
     incremental: train the active ranker on, instead of new models from nothing; `kinds` is then not read.
+    The kind "llm" takes minutes and a pretrained decoder, which is downloaded once; it comes last, as it is weighed
+    against the active ranker.
     """
     dataset = Dataset.load(settings.dataset)
     ranking = dataset.ranking.config()
+    kinds = kinds or (RETRIEVAL, RANKING, *((LINKS,) if dataset.links is not None else ()))
     with job_storage(settings, "train") as storage:
         gate = make_gate(settings, dataset, storage.scenarios, config)
         data = load_training_data(storage, dataset.feature_schema())
@@ -38,7 +45,18 @@ def run_training(
         if incremental:
             increment = IncrementalConfig.of(ranking)
             return [train_on(data, storage.artifacts, gate, increment, progress, checkpoints)]
-        return train(data, storage.artifacts, gate, kinds, progress, checkpoints, ranking)
+        outcomes = [train_links(data, storage.artifacts, dataset)] if LINKS in kinds else []
+        models = tuple(kind for kind in kinds if kind in (RETRIEVAL, RANKING))
+        if models:
+            outcomes += train(data, storage.artifacts, gate, models, progress, checkpoints, ranking)
+        if LLM in kinds:
+            outcomes.append(
+                train_llm(
+                    data, storage.artifacts, dataset.task_prompts(), fetch_smollm2(),
+                    force=gate.config.force, progress=progress, checkpoints=checkpoints,
+                )
+            )  # fmt: skip
+        return outcomes
 
 
 def make_gate(settings: Settings, dataset: Dataset, scenarios: ScenarioStore, config: GateConfig | None = None) -> Gate:

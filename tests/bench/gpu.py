@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from kernels.dense_topk import DenseRows, DenseTopK, dense_topk, has_triton
-from tests.bench import gpu_ranking
+from tests.bench import gpu_decoder, gpu_ranking
 from tests.bench.record import Record, hardware
 
 NUM_ROWS, DIM, K = 15_500_000, 128, 2000
@@ -67,7 +67,8 @@ def measure(record: Record, num_rows: int, card: str) -> list[str]:
                     failed.append(name)
         del rows
         torch.cuda.empty_cache()
-    return failed + gpu_ranking.measure(record, card, time_ms)
+    failed += gpu_ranking.measure(record, card, time_ms)
+    return failed + gpu_decoder.measure(record, card, gb_per_s, time_ms)
 
 
 def check_shapes(random: torch.Generator) -> list[str]:

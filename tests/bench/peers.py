@@ -131,7 +131,7 @@ class Zvec:
         return np.fromiter((int(each.id) for each in found), np.int64)
 
 
-PEERS: tuple[type[Peer], ...] = (Usearch, Hnswlib, Lancedb, Zvec)
+PEERS: dict[str, type[Peer]] = {"usearch": Usearch, "hnswlib": Hnswlib, "lancedb": Lancedb, "zvec": Zvec}
 
 
 class Faiss:

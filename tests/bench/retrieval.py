@@ -1,11 +1,12 @@
 """Filtered retrieval beside Faiss and other engines: 1,000,000 x 128, 100 results, inner product.
 
-`python -m tests.bench.retrieval [--quick] [--json FILE] [--peer-rows N]`. All engines run in this process with the same
-number of threads, their searches interleaved. Ours evaluates its filter in every search; Faiss is handed a bitmap made
-before the clock starts. A ratio is our median over the other's. usearch, hnswlib, lancedb and zvec are approximate:
-each is given more effort until its recall reaches 0.99 or its last setting, and the recall is in the row; they are
-built over 100,000 rows in the quick form, for their graphs take minutes to build over all; `--peer-rows N` says
-otherwise.
+`python -m tests.bench.retrieval [--quick] [--json FILE] [--peer-rows N] [--peers NAME,...] [--only-peers]`. All engines
+run in this process with the same number of threads, their searches interleaved. Ours evaluates its filter in every
+search; Faiss is handed a bitmap made before the clock starts. A ratio is our median over the other's. usearch, hnswlib,
+lancedb and zvec are approximate: each is given more effort until its recall reaches 0.99 or its last setting, and the
+recall is in the row; they are built over 100,000 rows in the quick form, for their graphs take minutes to build over
+all; `--peer-rows N` says otherwise. `--peers` names the engines to build, one after another, each with all threads;
+`--only-peers` leaves out every other part. Rows of engines are told on stderr as they are measured.
 
 Figures: scan_vs_bandwidth (our search over the time in which this machine reads all of the codes), scan_vs_upper (over
 the time for what every search has to read of them: upper nibbles, scales, a byte of error bound), exact_vs_faiss_flat,
@@ -30,7 +31,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
@@ -233,7 +234,7 @@ class Bench:
         self.record.add("codes alone: recall", found, "share", note)
         figures |= {"alone_10m_gb": gigabytes, "alone_10m_ms": milliseconds, "alone_10m_recall": found}
 
-    def peers(self, num_rows: int) -> None:
+    def peers(self, num_rows: int, names: Sequence[str]) -> None:
         vector_ND, bucket_N = self.vector_ND[:num_rows], self.bucket_N[:num_rows]
         index = fill(vector_ND, bucket_N, self.threads)
         score_BN = score_all(vector_ND, self.query_BD[: self.rounds])
@@ -245,13 +246,16 @@ class Bench:
                 return index.search(query_D, K, tree).keys[0]
 
             self.peer_row(f"{num_rows} rows, {what}: ours", ours, score_BN, bucket_N, bounds, "")
-        for kind in PEERS:
-            peer = kind()
+        for name in names:
+            peer = PEERS[name]()
+            print(f"building {peer.name} over {num_rows:,} rows", file=sys.stderr, flush=True)
             with tempfile.TemporaryDirectory(prefix="shortlist-bench-") as folder:
                 try:
                     started = time.perf_counter()
                     peer.build(vector_ND, bucket_N, self.threads, Path(folder))
-                    self.record.add(f"build: {peer.name}", time.perf_counter() - started, "s", f"{num_rows} rows")
+                    seconds = time.perf_counter() - started
+                    self.record.add(f"build: {peer.name}", seconds, "s", f"{num_rows} rows")
+                    print(f"built {peer.name} in {seconds:.0f} s", file=sys.stderr, flush=True)
                     for what, bounds in cases.items():
                         self.matched(peer, f"{num_rows} rows, {what}: {peer.name}", score_BN, bucket_N, bounds)
                 except UnsupportedError as error:
@@ -297,7 +301,9 @@ class Bench:
             rows = search(self.query(number))
             times.append((time.perf_counter() - start) * 1000.0)
             recalls.append(recall(rows, admit(score_BN[number], bucket_N, bounds), K, slack=1e-12))
-        self.record.add_samples(what, times, "ms", f"recall {np.mean(recalls):.4f}{note}")
+        note = f"recall {np.mean(recalls):.4f}{note}"
+        row = self.record.add_samples(what, times, "ms", note)
+        print(f"{what}: {row.value:.3g} ms, {note}", file=sys.stderr, flush=True)
 
     def skip(self, what: str, reason: Exception) -> None:
         print(f"skipped {what}: {reason}", file=sys.stderr)
@@ -417,6 +423,8 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="write figures and rows to this file")
     parser.add_argument("--rows", type=int, default=1_000_000, help="items in the catalogue")
     parser.add_argument("--peer-rows", type=int, help="items that the other engines are built over")
+    parser.add_argument("--peers", default=",".join(PEERS), help="of the other engines, separated by commas")
+    parser.add_argument("--only-peers", action="store_true", help="leave out every other part")
     parser.add_argument("--open", type=Path, metavar="FOLDER", help=argparse.SUPPRESS)
     parser.add_argument("--alone", type=int, metavar="ROWS", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -426,6 +434,9 @@ def main() -> int:
     if options.alone is not None:
         print(*serve_alone(options.alone))
         return 0
+    names = [name for name in options.peers.split(",") if name]
+    if unknown := set(names) - set(PEERS):
+        parser.error(f"--peers {', '.join(sorted(unknown))}: expected some of {', '.join(PEERS)}")
     # Waiting OpenMP threads of one engine must not spin while another is timed; read when Faiss is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("GOMP_SPINCOUNT", "0")
@@ -435,14 +446,15 @@ def main() -> int:
         print(f"the figures need Faiss: pip install 'shortlist[cpu,bench]' ({error})", file=sys.stderr)
         return 1
     bench = Bench(options.rows, len(os.sched_getaffinity(0)), 30 if options.quick else 200)
-    bench.exact()
-    bench.batches()
-    bench.filtered()
-    bench.recall_exact()
-    bench.reopen()
-    bench.updates(6.0 if options.quick else 60.0)
-    bench.alone()
-    bench.peers(min(options.rows, options.peer_rows or (100_000 if options.quick else options.rows)))
+    if not options.only_peers:
+        bench.exact()
+        bench.batches()
+        bench.filtered()
+        bench.recall_exact()
+        bench.reopen()
+        bench.updates(6.0 if options.quick else 60.0)
+        bench.alone()
+    bench.peers(min(options.rows, options.peer_rows or (100_000 if options.quick else options.rows)), names)
     bench.record.write(options.json)
     print("\n".join([bench.record.table(), *bench.skipped]))
     return 0

@@ -2,6 +2,7 @@
 
 import sys
 import types
+from dataclasses import replace
 
 import pytest
 
@@ -13,6 +14,23 @@ from tests.index.contracts import IndexContract
 class TestLiveIndex(IndexContract):
     def make(self, config):
         return LiveIndex(config)
+
+
+@pytest.mark.parametrize("settings", ["int4", "rotated int8", "rotated int4", "signs"])
+class TestKindsOfCodes(IndexContract):
+    """What is kept beside or in place of the plain int8 codes changes no answer."""
+
+    @pytest.fixture(autouse=True)
+    def _choose(self, settings):
+        self.settings = {
+            "int4": {"codes": "int4"},
+            "rotated int8": {"rotate": True},
+            "rotated int4": {"codes": "int4", "rotate": True},
+            "signs": {"signs": "rotated_sign"},
+        }[settings]
+
+    def make(self, config):
+        return LiveIndex(replace(config, **self.settings))
 
 
 class TestFaissIndex(IndexContract):

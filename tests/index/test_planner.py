@@ -1,3 +1,4 @@
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -28,6 +29,21 @@ def test_queries_that_stream_share_a_pass_whatever_their_filters():
 
 def test_few_queries_do_not_share():
     assert [step.strategy for step in plan([ROWS], [0, 0], ROWS, 100, Costs(), batches=True)] == ["stream"]
+
+
+def test_a_filter_that_admits_much_joins_the_pass_that_others_need():
+    costs = Costs()
+    narrow, wide = plan([ROWS, 20_000], [0] * 8 + [1], ROWS, 100, costs, batches=True)
+    assert (narrow.strategy, narrow.queries) == ("compact", (8,)) and wide.strategy == "batch"
+    (joined,) = plan([ROWS, 200_000], [0] * 8 + [1], ROWS, 100, costs, batches=True)
+    assert joined.strategy == "batch" and joined.queries == tuple(range(9))
+    alone = plan([ROWS, 200_000], [0, 1], ROWS, 100, costs, batches=True)  # no pass to join
+    assert {step.strategy for step in alone} == {"compact", "stream"}
+
+
+@pytest.mark.parametrize(("queries", "prefers"), [(1, True), (9, True), (200, False)])
+def test_codes_of_one_bit_are_for_few_queries(queries, prefers):
+    assert Costs(signs=1.0, batch=9.0, batch_query=0.1).prefers_signs(queries) == prefers
 
 
 cost = st.floats(0, 1e6)

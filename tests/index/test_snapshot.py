@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import index.manifest as manifests
 import index.snapshot as snapshot
 from index.attributes import AttributeSchema
 from index.live import IndexConfig, LiveIndex, SnapshotError
@@ -149,7 +150,7 @@ def test_no_valid_snapshot_lists_the_reasons(tmp_path):
 def test_a_newer_format_is_not_guessed_at(tmp_path):
     path = make_index(3).snapshot(tmp_path, {}).path / "manifest.json"
     manifest = json.loads(path.read_bytes())["manifest"] | {"format_version": 99}
-    path.write_bytes(snapshot._sealed(snapshot._canonical(manifest)))
+    path.write_bytes(manifests._sealed(manifests._canonical(manifest)))
     with pytest.raises(SnapshotError, match="format version 99, expected 1"):
         LiveIndex.open_newest(tmp_path)
 
@@ -164,7 +165,7 @@ def test_codes_of_another_version_are_computed_again(tmp_path):
             del manifest["files"][name]
     for version in (snapshot.CODES_VERSION, 1):
         (path / "manifest.json").write_bytes(
-            snapshot._sealed(snapshot._canonical(manifest | {"codes_version": version}))
+            manifests._sealed(manifests._canonical(manifest | {"codes_version": version}))
         )
         opened, info = LiveIndex.open_newest(tmp_path)
         assert info.skipped == ()

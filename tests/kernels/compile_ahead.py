@@ -10,7 +10,7 @@ import sys
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
 
-from kernels.gpu import cross, dense_topk, embedding_bag, scan, select
+from kernels.gpu import cross, dense_topk, embedding_bag, prefix_attention, scan, select
 
 PRODUCTS = r"(?:mma\.sync|wgmma\.mma_async)\.[\w.:]+"
 POINTERS = {
@@ -22,11 +22,13 @@ POINTERS = {
 
 
 def compile_kernel(kernel, arch, constants, pointers=None, num_warps=4, num_stages=3):
-    """PTX and metadata; pointers are taken to be aligned to 16 bytes, as torch's are."""
+    """PTX and metadata; pointers are taken to be aligned to 16 bytes, as torch's are; a kind "i32:16" is a multiple."""
     kinds = POINTERS | (pointers or {})
     names = kernel.arg_names
     signature = {name: "constexpr" if name in constants else kinds.get(name, "i32") for name in names}
-    attributes = {(at,): [["tt.divisibility", 16]] for at, name in enumerate(names) if name.endswith("_ptr")}
+    aligned = [at for at, name in enumerate(names) if name.endswith("_ptr") or signature[name].endswith(":16")]
+    attributes = {(at,): [["tt.divisibility", 16]] for at in aligned}
+    signature = {name: kind.removesuffix(":16") for name, kind in signature.items()}
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
     return compile(
         source, target=GPUTarget("cuda", arch, 32), options={"num_warps": num_warps, "num_stages": num_stages}
@@ -77,17 +79,35 @@ def bag_cases(dim):
     yield "bag_backward", embedding_bag.bag_backward, shape | {"PARTS": embedding_bag.NUM_PARTS}, pointers, 4
 
 
+STRIDES = {"query": "mh", "key": "tg", "value": "tg", "prefix_key": "gp", "prefix_value": "gp"}
+
+
+def attention_cases(head):
+    """Three heads to a key-value head; float32 products as TF32 and as they are, halves on tensor cores."""
+    names = ("query", "key", "value", "prefix_key", "prefix_value", "out")
+    for kind, precision in (("fp32", "tf32"), ("fp32", "ieee"), ("fp16", "ieee"), ("bf16", "ieee")):
+        pointers = {f"{name}_ptr": f"*{kind}" for name in names} | {"bounds_ptr": "*i32", "scale": "fp32"}
+        pointers |= {f"{name}_{of}": "i32:16" for name, ofs in STRIDES.items() for of in ofs}
+        shape = prefix_attention.shape_of(3, head, 4 if kind == "fp32" else 2) | {"PRECISION": precision}
+        yield f"attend_{kind}_{precision}_{head}", prefix_attention.attend, shape, pointers, prefix_attention.NUM_WARPS
+
+
+STAGES = {"cross": cross.NUM_STAGES, "attend": prefix_attention.NUM_STAGES}
+
+
 def main():
-    """Arguments: the card, then the op (`dense_topk` or `ranking`), then dimensions."""
+    """Arguments: the card, then the op (`dense_topk`, `ranking` or `prefix_attention`), then dimensions."""
     found = []
     arch, op = int(sys.argv[1]), sys.argv[2]
     dims = [int(dim) for dim in sys.argv[3:]] or [128]
-    if op == "ranking":
+    if op == "prefix_attention":
+        compiled = [case for dim in dims for case in attention_cases(dim)]
+    elif op == "ranking":
         compiled = [*(case for dim in dims for case in cross_cases(dim)), *bag_cases(16)]
     else:
         compiled = [*(case for dim in dims for case in cases(dim)), *others()]
     for name, kernel, constants, pointers, num_warps in compiled:
-        num_stages = cross.NUM_STAGES if name.startswith("cross") else 3
+        num_stages = STAGES.get(name.partition("_")[0], 3)
         made = compile_kernel(kernel, arch, constants, pointers, num_warps, num_stages)
         ptx = made.asm["ptx"]
         found.append(

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import kernels.cpu.filtered_topk as cpu
-from kernels.codes import UNIT, UPPER_MIDDLE, UPPER_UNIT, encode_query, encode_rows, unpack
+from kernels.batched_topk import batched_topk
+from kernels.codes import UNIT, UPPER_MIDDLE, UPPER_UNIT, encode_query, encode_rows, random_rotation, unpack
 from kernels.filtered_topk import filtered_topk
 
 BACKENDS = ["cpu", "serial", "reference"]
@@ -260,3 +261,32 @@ def test_nothing_admitted_finds_nothing():
     vectors = np.ones((5, 2), np.float32)
     for backend in BACKENDS:
         assert search(vectors[0], vectors, np.arange(5), np.zeros(5, bool), 3, backend=backend) == []
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data())
+def test_rotated_codes_leave_every_answer_as_it_is(data):
+    """Duplicates and ties, a dimension that dwarfs the others, a shared mean, the smallest and the largest values."""
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
+    num_rows, dim = data.draw(st.sampled_from([1, 65, 300])), data.draw(st.sampled_from([1, 7, 64]))
+    vectors = rng.integers(-2, 3, (num_rows, dim)).astype(np.float32)
+    vectors[:, 0] *= data.draw(st.sampled_from([1.0, 1e4]))
+    vectors = (
+        vectors * data.draw(st.sampled_from([1.0, 1e-42, 1e30])) + data.draw(st.sampled_from([0.0, 100.0]))
+    ).astype(np.float32)
+    query = rng.standard_normal(dim).astype(np.float32)
+    keys, flags, k = rng.permutation(num_rows).astype(np.int64), rng.random(num_rows) < 0.7, 20
+    fine = data.draw(st.booleans())
+    mean, rotation = vectors.mean(axis=0), random_rotation(dim, rng)
+    codes = encode_rows(vectors, mean, fine=fine, rotation_DD=rotation)
+    alone = encode_rows(vectors, mean, fine=fine, alone=True, rotation_DD=rotation)
+    expected = oracle(query, vectors, keys, flags, k)
+    by_codes = filtered_topk(query, vectors[:0], alone, keys, pack(flags), k, backend="reference")
+    for strategy in ("stream", "compact", "gather"):
+        best = filtered_topk(query, vectors, codes, keys, pack(flags), k, strategy=strategy)
+        assert list(zip(keys[best.row_K].tolist(), best.score_K.tolist(), strict=True)) == expected
+        best = filtered_topk(query, vectors[:0], alone, keys, pack(flags), k, strategy=strategy)
+        assert best.row_K.tolist() == by_codes.row_K.tolist() and best.score_K.tolist() == by_codes.score_K.tolist()
+    queries = np.stack([query, -query, query])
+    together = batched_topk(queries, vectors, codes, keys, pack(flags)[None], np.zeros(3, np.int64), k)
+    assert together[0].score_K.tolist() == together[2].score_K.tolist() == [score for _, score in expected]

@@ -16,7 +16,7 @@ import pytest
 from services.storage.server import EmbeddedServer
 from tests.services.processes import run, started
 
-COMMANDS = ("demo", "serve", "import", "train", "replay", "health")
+COMMANDS = ("demo", "serve", "import", "train", "replay", "links", "health", "prompt")
 
 
 @pytest.mark.parametrize("command", COMMANDS)

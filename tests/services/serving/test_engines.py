@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
 
+from index.boosts import Boost
 from index.filter import parse_filter
 from index.live import LiveIndex
 from models.data.items import ItemTable
@@ -187,12 +189,34 @@ def test_candidates_survive_the_wire(n: int, num_signals: int) -> None:
         Candidates.from_arrow(pack({"keys": np.zeros(1, np.int64)}, {}))
 
 
+def test_boosts_order_what_is_retrieved_and_stay_out_of_the_ranker(engine: RetrievalEngine, user: UserState) -> None:
+    schema = engine.index.config.schema
+    comedy, old = parse_filter('genre any_of ["Comedy"]', schema), parse_filter("year < 1990", schema)
+    assert comedy is not None and old is not None
+    boosts = [Boost(comedy, 5.0), Boost(old, -1.0)]
+    found = engine.retrieve(user, NOW_MS, 40, None, None, boosts)
+    weights = engine.index.weights(found.keys, boosts)
+    assert weights[0] in (4.0, 5.0) and set(weights.tolist()) <= {0.0, -1.0, 4.0, 5.0}
+    assert (np.diff(found.scores) <= 0).all()
+    assert np.allclose(found.scores, found.tower_scores() + weights, atol=1e-5)
+    vectors, _ = engine.index.vectors(found.keys)
+    assert np.allclose(found.tower_scores(), vectors @ engine.model.encode_users([user], NOW_MS)[0], atol=1e-6)
+    again = Candidates.from_arrow(found.to_arrow()).take(np.arange(5))
+    assert np.array_equal(again.tower_scores(), found.tower_scores()[:5])
+    scored = engine.score(user, NOW_MS, found.keys, boosts)
+    assert np.allclose(scored.scores, found.scores, atol=1e-6)
+    assert engine.index.weights(np.array([-77]), boosts).tolist() == [0.0]
+
+
 def test_calls_survive_the_wire(engine: RetrievalEngine, user: UserState) -> None:
     condition = parse_filter("year >= 1990 and not (sold_out = true)", engine.index.config.schema)
     for given in (None, np.array([5, -6])):
         call = RetrieveCall(user=user, now_ms=NOW_MS, k=3, filter=condition, exclude=np.array([1, -2]), given=given)
+        assert condition is not None
+        call = replace(call, boosts=(Boost(condition, 0.25),))
         got = unpack_retrieve_call(pack_retrieve_call(call), engine.index.config.schema)
         assert (got.now_ms, got.k, got.filter) == (NOW_MS, 3, condition)
+        assert got.boosts == call.boosts
         assert got.exclude.tolist() == [1, -2] and got.user.profile == user.profile
         assert (got.given is None) if given is None else got.given is not None and got.given.tolist() == [5, -6]
         assert np.array_equal(got.user.history.values, user.history.values, equal_nan=True)

@@ -55,6 +55,7 @@ def test_answer_is_complete(client: httpx.Client) -> None:
         assert set(explanation["signals"]) == {f"{a}.{h}" for a in ("view", "like") for h in ("1d", "7d", "all")}
     assert answer["degraded"] == []
     assert answer["cold_start"] is False
+    assert answer["served"].pop("links") is None, "the world has none"
     assert all(answer["served"].values())
     assert answer["filter_plan"]["exact"] is True
     assert answer["filter_plan"]["joined"] == 1 and answer["filter_plan"]["costs"] == "default"
@@ -103,6 +104,25 @@ def test_filtered_answers_match_and_are_full(client: httpx.Client, condition: ob
 def test_no_match_is_an_empty_slate(client: httpx.Client) -> None:
     answer = ask(client, user_id="user-1", filter="year > 3000")
     assert answer["items"] == [] and answer["filter_plan"]["matched"] == 0
+
+
+def test_boosts_bring_items_among_the_candidates(client: httpx.Client) -> None:
+    question: Answer = {"user_id": "user-2", "limit": 200, "exclude": {"seen": False}, "explain": True}
+    plain = {item["id"]: item["explanation"] for item in ask(client, **question)["items"]}
+    assert all(each["boost"] == 0.0 for each in plain.values())
+    boosts = [{"filter": 'genre any_of ["Comedy"]', "weight": 1000}, {"filter": "year < 1990", "weight": -2.5}]
+    answer = ask(client, **question, boosts=boosts, include=["metadata"])
+    assert "boosted" in answer["filter_plan"]["strategy"] and answer["filter_plan"]["exact"] is True
+    for item in answer["items"]:
+        explanation, attributes = item["explanation"], item["metadata"]
+        expected = 1000.0 * ("Comedy" in attributes["genre"]) - 2.5 * (attributes["year"] < 1990)
+        assert explanation["boost"] == pytest.approx(expected, abs=1e-3)
+        if item["id"] in plain:
+            alone = plain[item["id"]]["retrieval_score"]
+            assert explanation["retrieval_score"] == pytest.approx(alone + expected, abs=1e-3)
+    given = [f"item-{item}" for item in range(30, 50)]
+    ranked = ask(client, user_id="user-5", candidates=given, boosts=boosts)
+    assert sorted(ids_of(ranked)) == sorted(given)
 
 
 def test_seen_items_stay_out_unless_asked_for(platform: Platform, client: httpx.Client) -> None:

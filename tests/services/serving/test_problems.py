@@ -35,6 +35,21 @@ def problem_of(response: httpx.Response, status: int) -> dict[str, Any]:
         ({**USER, "filter": 'year >= "old"'}, "/filter", "old"),
         ({**USER, "filter": {"field": "year", "any_of": ["old"]}}, "/filter/any_of/0", "old"),
         ({**USER, "filter": 7}, "/filter", ""),
+        ({**USER, "boosts": [{"filter": "yeer >= 1990", "weight": 1}]}, "/boosts/0/filter", "year"),
+        (
+            {
+                **USER,
+                "boosts": [
+                    {"filter": "year > 1", "weight": 1},
+                    {"filter": {"field": "year", "any_of": ["old"]}, "weight": 1},
+                ],
+            },
+            "/boosts/1/filter/any_of/0",
+            "old",
+        ),
+        ({**USER, "boosts": [{"filter": "year > 1", "weight": 1e300}]}, "/boosts/0/weight", ""),
+        ({**USER, "boosts": [{"filter": "year > 1"}]}, "/boosts/0/weight", ""),
+        ({**USER, "boosts": [{"weight": 1.0}]}, "/boosts/0/filter", ""),
         ({**USER, "limit": 201}, "/limit", "200"),
         ({**USER, "limit": 0}, "/limit", "1"),
         ({**USER, "limit": "10"}, "/limit", "integer"),
