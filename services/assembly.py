@@ -244,7 +244,7 @@ class Assembly:
             logger=self.logger,
         )
         self._follow("ranking-events", "events", self.offsets.restore(), self.offsets.apply)
-        self._check_thread("ranker offsets", self.offsets.state)
+        self._check_thread("follower ranker-offsets", self.offsets.state)
         interval_s = self.settings.ranking.reload_interval_s
         self.reloaders.append(self._reloader("ranking", artifact.version, replace, interval_s))
         self.ranking = LocalRanking(engine, self.engine_workers, progress)

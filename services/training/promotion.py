@@ -107,8 +107,10 @@ class Gate:
         figures |= {"replay_margin": self.config.margin, "replay_sessions": float(num_requests)}
         worst = min(compared.values(), key=lambda found: found.difference.mean)
         good = worst.difference.mean >= -self.config.margin
+        of = "" if len(compared) == 1 else f" with scenario {worst.scenario!r}, the worst of {len(compared)}"
         reason = (
-            f"NDCG@10 {worst} on {num_requests} sessions{worst.where(len(compared))}, "
+            f"NDCG@10 {worst.new:.4f} against {worst.active:.4f} of the active model on {num_requests} sessions{of}, "
+            f"difference {worst.difference.mean:+.4f} [{worst.difference.low:+.4f}, {worst.difference.high:+.4f}], "
             f"{'not below' if good else 'below'} the margin of -{self.config.margin:g}"
         )
         return self._decision(good, reason, active_version, figures, texts)
@@ -144,17 +146,6 @@ class _Compared(NamedTuple):
     new: float
     active: float
     difference: Interval
-
-    def __str__(self) -> str:
-        difference = self.difference
-        return (
-            f"{self.new:.4f} against {self.active:.4f} of the active model, difference {difference.mean:+.4f} "
-            f"[{difference.low:+.4f}, {difference.high:+.4f}]"
-        )
-
-    def where(self, num_scenarios: int) -> str:
-        """Return whose value function this is, where there are several."""
-        return "" if num_scenarios == 1 else f" with scenario {self.scenario!r}, the worst of {num_scenarios}"
 
     @property
     def figures(self) -> dict[str, float]:

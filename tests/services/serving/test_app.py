@@ -170,7 +170,7 @@ def test_readiness_names_every_dependency(client: httpx.Client) -> None:
     assert set(ready.json()["dependencies"]) == {
         "storage", "retrieval", "ranking", "ingest", "follower state", "follower retrieval-items",
         "follower retrieval-events", "follower snapshots", "follower archive", "follower signals",
-        "follower ranking-events", "ranking model", "scenarios",
+        "follower ranking-events", "follower ranker-offsets", "retrieval model", "ranking model", "scenarios",
     }  # fmt: skip
 
 
