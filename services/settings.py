@@ -181,7 +181,8 @@ class Settings(_Section):
     redis_timeout_ms: Annotated[int, Field(ge=100, le=60_000)] = 5000
     """Longest time in milliseconds to connect to the log or to wait for its answer."""
     api_key: SecretStr | None = None
-    """Key that every /v1 and /internal request must present; empty: none is asked for. Variable only."""
+    """Key that every /v1 and /internal request must present, and those in vLLM's shapes; empty: none is asked for.
+    Variable only."""
     http: HttpSettings = HttpSettings()
     pipeline: PipelineSettings = PipelineSettings()
     retrieval: RetrievalSettings = RetrievalSettings()

@@ -26,7 +26,11 @@ def dtype_of(precision: Precision) -> torch.dtype:
 
 
 def prepare(weight_OI: Tensor, precision: Precision) -> Linear:
-    """Return x -> x W^T with the weight rounded to the precision."""
+    """Return x -> x W^T with the weight rounded to the precision.
+
+    int8 rounds each token's inputs to 8 bits by their largest, and a pretrained decoder has a few inputs far larger
+    than the rest: SmolLM2-135M's scores move by up to 0.8 logits, beside 0.1 of bf16.
+    """
     if precision == "int8":
         code_IO, scale_O = encode_weight(weight_OI)
         return lambda x_MI: int8_linear(x_MI, code_IO, scale_O)

@@ -34,7 +34,7 @@ class SftConfig:
     """Tokens of a step, at most."""
     window_tokens: int = 1024
     """Tokens of one conversation in it, at most: the longest history that training sees."""
-    learning_rate: float = 3e-4
+    learning_rate: float = 1e-4
     weight_decay: float = 0.01
     warmup_share: float = 0.1
     clip_norm: float = 1.0

@@ -4,7 +4,7 @@ import argparse
 import subprocess
 import sys
 
-BENCHMARKS = ("gateway", "retrieval", "codes", "search_load", "ranking", "retrieval_quality", "gpu")
+BENCHMARKS = ("gateway", "retrieval", "codes", "search_load", "ranking", "retrieval_quality", "llm", "gpu")
 
 
 def main() -> int:

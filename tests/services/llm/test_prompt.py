@@ -48,7 +48,7 @@ def test_the_text_is_what_the_decoder_reads_and_its_tokens_are_counted(settings:
     assert parts["instruction"].text.startswith("Films that a member of a film site watched")
     assert parts["member"].text == "\nMember: 26 years old, gender M, writer."
     assert shown.prompt.num_entries >= 1
-    assert parts["history"].text.count("\nLiked?") == shown.prompt.num_entries
+    assert parts["history"].text.count("\n=> ") == shown.prompt.num_entries
     assert shown.item.text.startswith("\n- Film 3 (1982), ")
     for part in (*shown.prompt.parts, shown.item, *shown.questions):
         assert tiny_tokenizer().decode(part.tokens) == part.text
