@@ -6,13 +6,14 @@
 - Longer links pay a larger penalty, and weights may be required to be non-negative: a link that would only repair
   another one by a weight below 0 cannot retrieve anything. Non-hires that are sampled are few beside the ones that
   could be drawn, so the paper's "more no-hires than hires" is asked of shares, not of counts.
-- The penalty is chosen by the loss on the newest hires.
+- The penalty is the largest whose loss on the newest pairs is within a standard error of the best.
 """
 
 # N = pairs, F = candidate links, K = meta links of a pair
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -45,13 +46,14 @@ class MiningConfig:
     """What each further meta link adds to the penalty of a link, relative to that of one."""
     l1_steps: tuple[float, ...] = (0.1, 0.03, 0.01, 0.006, 0.003, 0.002, 0.001, 0.0005)
     """Penalties that are tried, the largest first, relative to the one with which no link is left."""
-    rounds: int = 2
+    rounds: int = 3
     """Fits with one penalty: each after the first divides a link's penalty by its weight in the one before, so that a
     heavy link is no longer shrunk and a light one goes (Candes, Wakin and Boyd 2008)."""
     holdout_share: float = 0.2
     """Part of the pairs, the newest, on which the penalty is chosen."""
-    min_weight: float = 0.5
-    """Links that weigh no more than this, in log-odds, are dropped (the paper's tau)."""
+    min_weight: float = math.log(2.0)
+    """Links that weigh no more than this, in log-odds, are dropped (the paper's tau): those that do not double the
+    odds."""
 
     def __post_init__(self) -> None:
         if self.max_size < 1 or self.min_support < 1 or self.max_per_pair < 1:
@@ -173,21 +175,28 @@ def choose_weights(config: MiningConfig, counted: Counted) -> tuple[Fit, dict[st
     old, old_hired = design.take_rows(old_N), hired[old_N]
     new, new_hired = design.take_rows(new_N), hired[new_N]
     largest = largest_l1(old, old_hired, penalties)
-    best, best_loss, first = config.l1_steps[0], np.inf, None
-    for step in sorted(config.l1_steps, reverse=True):
+    steps = sorted(config.l1_steps, reverse=True)
+    losses: list[NDArray[np.float64]] = []
+    first: Fit | None = None
+    for step in steps:
         first = fit_l1(
             old, old_hired, penalties, step * largest,
             non_negative=config.non_negative, start=first, tolerance=_TO_CHOOSE,
         )  # fmt: skip
         fit = _refit(config, old, old_hired, penalties, step * largest, first)
-        loss = _log_loss(new.times(fit.weights) + fit.intercept, new_hired)
-        if loss > best_loss:
+        losses.append(_log_losses(new.times(fit.weights) + fit.intercept, new_hired))
+        if len(losses) > 1 and losses[-1].mean() > losses[-2].mean():
             break  # from here on they learn the old pairs by heart
-        best, best_loss = step, loss
-    l1 = best * largest
+    best = _largest_as_good(losses)
+    l1 = steps[best] * largest
     first = fit_l1(design, hired, penalties, l1, non_negative=config.non_negative)
     final = _refit(config, design, hired, penalties, l1, first)
-    return final, {"l1": l1, "l1_step": best, "holdout_log_loss": best_loss, "optimum_violation": final.violation}
+    return final, {
+        "l1": l1,
+        "l1_step": steps[best],
+        "holdout_log_loss": float(losses[best].mean()),
+        "optimum_violation": final.violation,
+    }
 
 
 def _refit(
@@ -264,5 +273,18 @@ def _first_of_equal_columns(entries: Entries, num_rows: int, num_links: int) -> 
     return first
 
 
-def _log_loss(logits: NDArray[np.float64], hired: NDArray[np.bool_]) -> float:
-    return float(np.logaddexp(0.0, np.where(hired, -logits, logits)).mean())
+def _largest_as_good(losses: Sequence[NDArray[np.float64]]) -> int:
+    """Return the first place, so the largest penalty, that is worse than the best by no more than a standard error.
+
+    The error is that of the difference, pair by pair.
+    """
+    best = min(losses, key=lambda each: float(each.mean()))
+    for place, each in enumerate(losses):
+        difference = each - best
+        if difference.mean() <= difference.std() / np.sqrt(len(difference)):
+            return place
+    raise AssertionError("the best is as good as itself")
+
+
+def _log_losses(logits: NDArray[np.float64], hired: NDArray[np.bool_]) -> NDArray[np.float64]:
+    return np.asarray(np.logaddexp(0.0, np.where(hired, -logits, logits)))

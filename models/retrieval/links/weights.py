@@ -96,16 +96,16 @@ def fit_l1(
     active = np.flatnonzero(weights)
     steps, surplus, worst = 0, np.zeros(num_links), np.inf
     for _ in range(50):
-        gradient = design.transposed_times(_residual(design.times(weights) + intercept, labels)) / num_rows
-        surplus = _surplus(gradient, weights, l1 * penalties, non_negative)
-        worst = float((surplus / penalties).max(initial=0.0))
+        residual = _residual(design.times(weights) + intercept, labels)
+        surplus = _surplus(design.transposed_times(residual) / num_rows, weights, l1 * penalties, non_negative)
+        worst = max(float((surplus / penalties).max(initial=0.0)), abs(residual.mean()) / penalties.min(initial=1.0))
         new = np.setdiff1d(np.flatnonzero(surplus > 0.5 * tolerance * l1 * penalties), active)
         if worst <= tolerance * l1:
             return Fit(weights, intercept, worst, steps)
         active = np.union1d(active, new)
         part = design.take(active)
         inner, intercept, taken = _descend(
-            part, labels, l1 * penalties[active], weights[active], intercept, non_negative, 0.3 * tolerance * l1
+            part, labels, l1 * penalties[active], weights[active], intercept, non_negative, 0.3 * tolerance
         )
         steps += taken
         weights = np.zeros(num_links)
@@ -126,8 +126,12 @@ def _descend(
     non_negative: bool,
     tolerance: float,
 ) -> tuple[NDArray[np.float64], float, int]:
-    """Minimise over all columns of a small design; return weights, intercept and steps taken."""
+    """Minimise over all columns of a small design; return weights, intercept and steps taken.
+
+    tolerance: relative to each column's penalty; to the smallest one for the intercept.
+    """
     num_rows = design.num_rows
+    allowed = tolerance * np.append(penalty, penalty.min(initial=np.inf) if len(penalty) else 1e-6)
     scale = np.append(1.0 / np.sqrt(np.maximum(1, design.counts())), 1.0 / np.sqrt(num_rows))
     penalty = np.append(penalty, 0.0) * scale * num_rows
     step = 4.0 / _largest_eigenvalue(design, scale)
@@ -144,7 +148,7 @@ def _descend(
         if non_negative:
             following[:-1] = np.maximum(following[:-1], 0.0)
         change = following - point
-        if np.abs((following - ahead) / (scale * step)).max() / num_rows <= tolerance:
+        if (np.abs((following - ahead) / (scale * step)) <= num_rows * allowed).all():
             point = following
             break
         if np.dot(ahead - following, change) > 0:

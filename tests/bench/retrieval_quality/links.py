@@ -76,6 +76,7 @@ def _measure_rules(record: Record, case: JobsCase, pairs: LabelledPairs, mined: 
     variants: list[tuple[str, MiningConfig, LabelledPairs]] = [
         ("as configured", CONFIG, pairs),
         ("one round of L1 (the paper's)", replace(CONFIG, rounds=1), pairs),
+        ("one round, every weight above 0", replace(CONFIG, rounds=1, min_weight=0.0), pairs),
         ("weights of any sign", replace(CONFIG, non_negative=False), pairs),
         ("up to 3 pairs a link", replace(CONFIG, max_size=3), pairs),
         ("an even draw per hire among the others", CONFIG, with_samples),

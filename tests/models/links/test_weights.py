@@ -76,3 +76,16 @@ def test_labels_of_one_kind_are_refused() -> None:
     _, design, labels, penalties = make_problem(5)
     with pytest.raises(ValueError, match="0 of 120 pairs are hires"):
         fit_l1(design, np.zeros_like(labels), penalties, 0.1, non_negative=True)
+
+
+def test_penalties_far_apart_reach_the_optimum() -> None:
+    for seed in range(8):
+        matrix, design, labels, _ = make_problem(seed)
+        penalties = np.geomspace(0.01, 100.0, design.num_links)
+        l1 = 1e-3 * largest_l1(design, labels, penalties)
+        fit = fit_l1(design, labels, penalties, l1, non_negative=seed % 2 == 0)
+        residual = 1 / (1 + np.exp(-(matrix @ fit.weights + fit.intercept))) - labels
+        gradient = matrix.T @ residual / len(labels)
+        assert abs(residual.mean()) <= 1e-3 * l1
+        beyond = np.where(fit.weights != 0, np.abs(gradient + l1 * penalties * np.sign(fit.weights)), 0)
+        assert (beyond <= 1e-3 * l1 * penalties + 1e-12).all()
