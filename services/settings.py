@@ -151,7 +151,7 @@ class LlmSettings(_Section):
     """Key that that server asks for. Variable only."""
     precision: Literal["fp32", "bf16", "int8"] = "bf16"
     """What the local engine computes in."""
-    threads: Annotated[int, Field(ge=1, le=256)] = 2
+    threads: Annotated[int, Field(ge=1, le=256)] = 1
     """Threads of one pass of the local engine."""
     cache_bytes: Annotated[int, Field(ge=0)] = 268_435_456
     """Memory for prompts that were read before."""

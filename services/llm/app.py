@@ -50,6 +50,7 @@ def score_router(questions: ScoreQuestions, default_budget_ms: int) -> APIRouter
     async def score(request: ScoreRequest, connection: Request) -> Response:
         started = time.perf_counter()
         budget_ms = float(request.budget_ms or default_budget_ms)
+        questions.client.check_room(len(request.items), budget_ms)
         call, cold = await questions.make(request)
         made_ms = (time.perf_counter() - started) * 1000.0
         answered = await while_connected(connection, questions.client.score(call, budget_ms - made_ms))

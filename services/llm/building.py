@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -20,6 +22,7 @@ from services.settings import LlmSettings
 from services.storage.artifacts import Artifact
 from services.storage.storage import Storage
 
+NICENESS = 5
 GUESS_TOKENS_PER_S = 1000.0
 """Until the start has measured it."""
 
@@ -59,7 +62,7 @@ def build_llm(
         metrics.llm_work.labels(outcome).inc()
 
     scheduler = Scheduler(
-        Speed(GUESS_TOKENS_PER_S), logger=logger, note=note, prepare=lambda: torch.set_num_threads(settings.threads)
+        Speed(GUESS_TOKENS_PER_S), logger=logger, note=note, prepare=lambda: _prepare(settings.threads)
     )
     others = torch.get_num_threads()
     torch.set_num_threads(settings.threads)  # of this thread, which measures the speed
@@ -93,6 +96,13 @@ def build_llm(
         settings=settings,
         logger=logger,
     )
+
+
+def _prepare(num_threads: int) -> None:
+    """Of the thread that computes, and of those that its passes start: on a full machine slates come first."""
+    torch.set_num_threads(num_threads)
+    if hasattr(os, "setpriority"):
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
 
 
 def _watch(metrics: Metrics, engine: LlmEngine) -> None:

@@ -36,6 +36,8 @@ MARGIN_MS = 4.0
 class LlmClient(Protocol):
     """What the platform needs of the LLM ranker."""
 
+    def check_room(self, num_items: int, timeout_ms: float) -> None: ...
+
     async def prefill(self, user: UserState, now_ms: int, timeout_ms: float) -> None: ...
 
     async def rerank(self, call: RerankCall, timeout_ms: float) -> Reranking: ...
@@ -56,6 +58,10 @@ class LocalLlm:
         self.engine = engine
         self._workers = workers
         self._progress = progress
+
+    def check_room(self, num_items: int, timeout_ms: float) -> None:
+        """Raise Refused where so many items would certainly not be done in time."""
+        self.engine.check_room(num_items, self.engine.scheduler.clock() + timeout_ms / 1000.0)
 
     async def prefill(self, user: UserState, now_ms: int, timeout_ms: float) -> None:
         """Read the member's prompt. Raises Refused, TimeoutError."""
@@ -95,6 +101,9 @@ class RemoteLlm:
     def __init__(self, remote: Remote, num_signals: int) -> None:
         self._remote = remote
         self._num_signals = num_signals
+
+    def check_room(self, num_items: int, timeout_ms: float) -> None:
+        """The other process looks when it is asked."""
 
     async def prefill(self, user: UserState, now_ms: int, timeout_ms: float) -> None:
         """One round trip. Raises RemoteUnavailable, TimeoutError."""

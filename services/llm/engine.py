@@ -41,6 +41,8 @@ ROOM_SHARE = 0.5
 ROOM_STEP = 64
 """Tokens by which a prompt for which there is little time is longer or shorter: alike ones are found again."""
 READ_LATER_S = 10.0
+SURE_SHARE = 0.75
+"""Of the tokens that items have had of late, new ones take at least so many."""
 MASS_EVERY = 50
 """Of so many rerankings one says its label mass: it takes the whole vocabulary matrix."""
 
@@ -100,6 +102,7 @@ class LlmEngine:
         self._lock = Lock()
         self._reading: Counter[tuple[int, ...]] = Counter()
         self._rerankings = itertools.count(1)
+        self._item_tokens = 16.0
 
     @property
     def served(self) -> ServedLlm:
@@ -114,11 +117,16 @@ class LlmEngine:
         """Take new, changed and deleted items in; texts are made of what an item is when it is asked about."""
         self.items.apply(changes)
 
+    def check_room(self, num_items: int, deadline_s: float) -> None:
+        """Raise Refused where so many items would certainly not be done in time: before their texts are made."""
+        self.scheduler.check_room(int(SURE_SHARE * self._item_tokens * (num_items + 1)), deadline_s)
+
     def prefill(self, user: UserState, now_ms: int, deadline_s: float) -> Future[None]:
         """Read a member's prompt ahead of the candidates. Raises Refused, BudgetError."""
         served = self._served
         if not self._weights(served, user).score > 0.0:
             return _resolved(None)
+        self.check_room(1, deadline_s)
         tokens = self._chosen(served, user, now_ms, deadline_s).tokens
         unread = self._unread(served, tokens)
         return self._read(served, tokens, unread, deadline_s) if unread else _resolved(None)
@@ -137,12 +145,14 @@ class LlmEngine:
 
         if not weights.score > 0.0 or not len(call.keys):
             return _resolved(answer(np.zeros(0, np.float32)))
+        self.check_room(0, deadline_s)
         prompt = self._chosen(served, call.user, call.now_ms, deadline_s)
         tokens = prompt.tokens
         rows = [
             self.teller.candidate(verbalizer, Asked(key=key, attributes={}), call.signals[row], call.now_ms, prompt)
             for row, key in enumerate(call.keys[: self.max_candidates].tolist())
         ]
+        self._note_sizes(rows)
         with_mass = next(self._rerankings) % MASS_EVERY == 0
 
         def work(lease: Lease) -> Generator[None, None, Reranking]:
@@ -176,6 +186,7 @@ class LlmEngine:
         tokens = prompt.tokens
         rows = [self.teller.candidate(verbalizer, item, None, call.now_ms, prompt) for item in call.items]
         check_length(served.backend, len(tokens), rows)
+        self._note_sizes(rows)
 
         def work(lease: Lease) -> Generator[None, None, Answered]:
             scores = yield from served.backend.score(tokens, rows, verbalizer.labels, lease, with_mass=call.with_mass)
@@ -233,6 +244,10 @@ class LlmEngine:
             self._reading[tokens] -= 1
             if self._reading[tokens] <= 0:
                 del self._reading[tokens]
+
+    def _note_sizes(self, rows: Sequence[Candidate]) -> None:
+        mean = sum(map(size_of, rows)) / len(rows)
+        self._item_tokens += 0.1 * (mean - self._item_tokens)
 
     def _note(self, scores: Scores) -> None:
         if scores.label_mass_NQ is not None and scores.label_mass_NQ.size:

@@ -221,6 +221,16 @@ class Scheduler:
             self._changed.notify_all()
         return job.future
 
+    def check_room(self, num_tokens: int, deadline_s: float) -> None:
+        """Raise Refused where there is no room for about so many tokens: a look before anything is made for them."""
+        room = self.room(deadline_s)
+        if room < num_tokens:
+            self._note("refused")
+            raise Refused(
+                f"about {num_tokens} tokens, and there is room for {room}",
+                self.speed.seconds(self.waiting_tokens() + num_tokens),
+            )
+
     def run_aside(self, work: Work[T], timeout_s: float) -> T:
         """Run work in the caller's thread, past the queue and beside what runs: at a start, before a model serves.
 
