@@ -86,7 +86,7 @@ class RetrievalSettings(_Section):
     """Part of the candidates reserved for the items most popular of late."""
     links_share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.3
     """Part of the candidates reserved for what learned links reach, where there are any."""
-    links_scale: Annotated[float, Field(gt=0.0, le=100.0)] = 0.1
+    links_scale: Annotated[float, Field(gt=0.0, le=100.0)] = 0.3
     """What a learned link's weight, in log-odds, is worth beside an inner product, in the order of what links reach."""
     search_threads: Annotated[int, Field(ge=1, le=256)] = 1
     """Threads of one large search."""

@@ -98,7 +98,9 @@ def fit_l1(
     for _ in range(50):
         residual = _residual(design.times(weights) + intercept, labels)
         surplus = _surplus(design.transposed_times(residual) / num_rows, weights, l1 * penalties, non_negative)
-        worst = max(float((surplus / penalties).max(initial=0.0)), abs(residual.mean()) / penalties.min(initial=1.0))
+        worst = max(
+            float((surplus / penalties).max(initial=0.0)), float(abs(residual.mean()) / penalties.min(initial=1.0))
+        )
         new = np.setdiff1d(np.flatnonzero(surplus > 0.5 * tolerance * l1 * penalties), active)
         if worst <= tolerance * l1:
             return Fit(weights, intercept, worst, steps)
