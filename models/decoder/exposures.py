@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,12 +24,12 @@ class ExposureConfig:
     horizon_ms: int = _DAY_MS
     """What follows on the same item within this time answers an exposure, and is no exposure of its own. An answer is
     told where the exposure is, so later exposures know it before it was given: keep it short."""
-    negative_rate: float = 1.0
-    """Share of the exposures without the action that is kept, evenly drawn. The loss is corrected for it."""
+    max_negatives: float = 4.0
+    """Exposures without the action that training keeps for each one with it, evenly drawn. The loss is corrected."""
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.negative_rate <= 1.0:
-            raise ValueError(f"negative_rate is {self.negative_rate}; expected above 0, up to 1")
+        if self.max_negatives <= 0.0:
+            raise ValueError(f"max_negatives is {self.max_negatives}; expected more than 0")
         if self.horizon_ms < 0:
             raise ValueError(f"horizon_ms is {self.horizon_ms}; expected 0 or more")
 
@@ -56,6 +56,20 @@ class Exposures:
         columns = (self.user_keys, self.item_keys, self.ts_ms, self.actions, self.labels, self.log_rate)
         return Exposures(*(column[rows] for column in columns))  # type: ignore[arg-type]
 
+    def thinned(self, max_negatives: float, seed: int) -> tuple[Exposures, NDArray[np.int64]]:
+        """Return at most `max_negatives` exposures without the action for each one with it, and the rows they are.
+
+        Those without are drawn at one rate, which `log_rate` says; with none that has the action, all are kept.
+        """
+        positives = int(self.labels.sum())
+        negatives = len(self) - positives
+        if not positives or negatives <= max_negatives * positives:
+            return self, np.arange(len(self))
+        rate = max_negatives * positives / negatives
+        rows = np.flatnonzero(self.labels | (np.random.default_rng(seed).random(len(self)) < rate))
+        kept = self.take(rows)
+        return replace(kept, log_rate=kept.log_rate + np.float32(np.log(rate))), rows
+
     def by_member(self) -> Iterator[NDArray[np.int64]]:
         """Yield each member's rows, in order of time; members in order of key."""
         order = np.argsort(self.user_keys, kind="stable")
@@ -64,7 +78,7 @@ class Exposures:
 
 
 def find_exposures(
-    schema: FeatureSchema, events: EventTable, action: str, config: ExposureConfig | None = None, seed: int = 0
+    schema: FeatureSchema, events: EventTable, action: str, config: ExposureConfig | None = None
 ) -> Exposures:
     """Return what members were exposed to, and whether `action` followed.
 
@@ -79,9 +93,7 @@ def find_exposures(
     shown, actions = _followed(events, shown, config.horizon_ms)
     labels = ((actions >> np.uint32(schema.bit(action))) & np.uint32(1)).astype(np.bool_)
     rows = np.flatnonzero(shown)
-    kept = labels | (np.random.default_rng(seed).random(len(rows)) < config.negative_rate)
-    rows, actions, labels = rows[kept], actions[kept], labels[kept]
-    log_rate = np.full(len(rows), np.log(config.negative_rate), dtype=np.float32)
+    log_rate = np.zeros(len(rows), dtype=np.float32)
     return Exposures(events.user_keys[rows], events.item_keys[rows], events.ts_ms[rows], actions, labels, log_rate)
 
 

@@ -43,6 +43,10 @@ class LlmConfig:
     """With no action named, every event that is one of the ranking tasks' actions is an exposure."""
     other_share: float = 0.25
     """Share of the tokens that tasks other than the ranking one have together."""
+    single_share: float = 0.1
+    """Tokens of conversations of one turn, for each of the longer ones: a style or a task that keeps what was only
+    shown out of the history asks about each alone, behind a whole prompt, and that could take most of the tokens. They
+    are drawn evenly; what this does to the level of the scores, calibration mends. Without longer ones all are kept."""
     held_out_share: float = 0.12
     """Share of the members that calibrate and do not train, where no ranker says which."""
     calibration_turns: int = 2500
@@ -54,9 +58,10 @@ class LlmConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.other_share < 1.0 or not 0.0 < self.held_out_share < 1.0:
+        if not 0.0 <= self.other_share < 1.0 or not 0.0 < self.held_out_share < 1.0 or self.single_share < 0.0:
             raise ValueError(
-                f"other_share is {self.other_share}, held_out_share {self.held_out_share}; expected 0 to 1"
+                f"other_share is {self.other_share}, held_out_share {self.held_out_share}, single_share "
+                f"{self.single_share}; expected 0 to 1"
             )
         if min(self.calibration_turns, self.blend_requests, self.blend_candidates) < 1:
             raise ValueError(f"calibration_turns, blend_requests and blend_candidates must be >= 1: {self}")
@@ -77,13 +82,17 @@ class _World:
     exposures: Exposures
     interactions: Sequence[Interaction]
     held_out: frozenset[int]
+    max_negatives: float
 
-    def part(self, *, held_out: bool, members: frozenset[int] | None = None) -> tuple[Exposures, list[Interaction]]:
+    def part(self, *, held_out: bool) -> tuple[Exposures, list[Interaction]]:
         inside = np.isin(self.exposures.user_keys, np.fromiter(self.held_out, np.int64, len(self.held_out)))
         rows = inside if held_out else ~inside
-        if members is not None:
-            rows &= np.isin(self.exposures.user_keys, np.fromiter(members, np.int64, len(members)))
-        return self.exposures.take(rows), [self.interactions[row] for row in np.flatnonzero(rows).tolist()]
+        places = np.flatnonzero(rows)
+        exposures = self.exposures.take(places)
+        if not held_out:  # what is held out is judged as it came
+            exposures, kept = exposures.thinned(self.max_negatives, seed=0)
+            places = places[kept]
+        return exposures, [self.interactions[place] for place in places.tolist()]
 
 
 def fit_llm(
@@ -127,10 +136,10 @@ def _tell_world(data: TrainingData, verbalizer: Verbalizer, config: LlmConfig, o
     exposed = config.exposures
     if not exposed.exposed:
         exposed = ExposureConfig(
-            exposed=data.schema.tasks, horizon_ms=exposed.horizon_ms, negative_rate=exposed.negative_rate
+            exposed=data.schema.tasks, horizon_ms=exposed.horizon_ms, max_negatives=exposed.max_negatives
         )
     asked = verbalizer.task.questions[0].action or data.schema.positive
-    exposures = find_exposures(data.schema, _with_impressions(data), asked, exposed, config.seed)
+    exposures = find_exposures(data.schema, _with_impressions(data), asked, exposed)
     if not len(exposures):
         raise NothingToTrainOn(f"no member was exposed to anything among {len(data.events)} events")
     items = dict(zip(data.item_keys.tolist(), data.item_attributes, strict=True))
@@ -141,7 +150,7 @@ def _tell_world(data: TrainingData, verbalizer: Verbalizer, config: LlmConfig, o
         users = np.unique(exposures.user_keys)
         drawn = np.random.default_rng(config.seed).random(len(users)) < config.held_out_share
         held_out = frozenset(users[drawn].tolist())
-    return _World(data, exposures, interactions, held_out)
+    return _World(data, exposures, interactions, held_out, exposed.max_negatives)
 
 
 def _with_impressions(data: TrainingData) -> EventTable:
@@ -156,19 +165,32 @@ def _with_impressions(data: TrainingData) -> EventTable:
 def _lessons(world: _World, verbalizers: Sequence[Verbalizer], config: LlmConfig) -> list[Lesson]:
     """Return the ranking task told of every training member, and of the other tasks as much as they may have."""
     first, others = verbalizers[0], verbalizers[1:]
-    lessons = [_lesson(first, world, *world.part(held_out=False))]
+    lessons = [_affordable(_lesson(first, world, *world.part(held_out=False)), config)]
     if not others or not config.other_share:
         return lessons
     room = config.other_share / (1.0 - config.other_share) * lessons[0].num_tokens() / len(others)
     users = np.unique(world.exposures.user_keys)
     for number, verbalizer in enumerate(others):
         random = np.random.default_rng((config.seed, number))
-        lesson = _lesson(verbalizer, world, *world.part(held_out=False))
+        lesson = _affordable(_lesson(verbalizer, world, *world.part(held_out=False)), config)
         order = random.permutation(len(lesson.conversations)).tolist()
         sizes = np.cumsum([lesson.conversations[place].num_tokens() for place in order])
         kept = order[: max(1, int(np.searchsorted(sizes, room)))] if len(users) else []
         lessons.append(Lesson([lesson.conversations[place] for place in kept], lesson.yes, lesson.no))
     return lessons
+
+
+def _affordable(lesson: Lesson, config: LlmConfig) -> Lesson:
+    """Return the lesson with as many conversations of one turn as `single_share` pays for."""
+    long = [told for told in lesson.conversations if len(told.turns) > 1]
+    single = [told for told in lesson.conversations if len(told.turns) == 1]
+    if not long:
+        return lesson
+    room = config.single_share * sum(told.num_tokens() for told in long)
+    order = np.random.default_rng(config.seed).permutation(len(single)).tolist()
+    ends = np.cumsum([single[place].num_tokens() for place in order])
+    kept = order[: int(np.searchsorted(ends, room, side="right"))]
+    return Lesson([*long, *(single[place] for place in sorted(kept))], lesson.yes, lesson.no)
 
 
 def _lesson(verbalizer: Verbalizer, world: _World, exposures: Exposures, interactions: Sequence[Interaction]) -> Lesson:

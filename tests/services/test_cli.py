@@ -29,7 +29,10 @@ def test_demo_once_prints_titled_answers_with_timings(demo_data: tuple[Path, str
     text = demo_data[1]
     assert "research use" in text, "the licence is shown"
     assert len(re.findall(r"Film \d+ \(\d{4}\)", text)) >= 20
-    assert re.search(r"hydrate [\d.]+ ms  retrieve [\d.]+ ms  rank [\d.]+ ms  arrange [\d.]+ ms  total [\d.]+ ms", text)
+    assert re.search(
+        r"hydrate [\d.]+ ms  retrieve [\d.]+ ms  rank [\d.]+ ms  rerank [\d.]+ ms  arrange [\d.]+ ms  total [\d.]+ ms",
+        text,
+    )
     assert "degraded nothing" in text and "cold start True" in text and "similar to item 50" in text
 
 
@@ -53,7 +56,7 @@ def test_import_reports_each_rejected_row_and_keeps_the_rest(demo_data: tuple[Pa
     ("arguments", "variables", "message"),
     [
         (("serve",), {}, "there is no retrieval model"),
-        (("serve", "--only", "gatewy"), {}, "--only gatewy: expected some of gateway, retrieval, ranking, ingest"),
+        (("serve", "--only", "gatewy"), {}, "--only gatewy: expected some of gateway, retrieval, ranking, llm, ingest"),
         (("serve", "--only", "gateway"), {}, "SHORTLIST_RETRIEVAL__URL"),
         (("serve",), {"SHORTLIST_GATWAY": "1"}, "unknown variable SHORTLIST_GATWAY"),
         (("serve",), {"SHORTLIST_HTTP__PORT": "eighty"}, "SHORTLIST_HTTP__PORT"),

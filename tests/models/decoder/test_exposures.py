@@ -64,14 +64,18 @@ def test_what_answers_an_impression_is_no_exposure_of_its_own() -> None:
 
 def test_negatives_are_thinned_and_the_rate_is_kept() -> None:
     rows = [(user, user, "rating", 5.0 if user % 4 == 0 else 1.0, user) for user in range(1, 2001)]
-    found = find_exposures(SCHEMA, table(*rows), "like", ExposureConfig(exposed=("watch",), negative_rate=0.2), seed=1)
-    assert found.labels.sum() == 500
-    assert 250 < (~found.labels).sum() < 350
-    assert np.allclose(found.log_rate, np.log(0.2))
+    found = find_exposures(SCHEMA, table(*rows), "like", ExposureConfig(exposed=("watch",)))
+    kept, places = found.thinned(0.6, seed=1)
+    assert kept.labels.sum() == 500 and 250 < (~kept.labels).sum() < 350
+    assert np.allclose(kept.log_rate, np.log(0.2))
+    assert np.array_equal(found.item_keys[places], kept.item_keys)
+    assert found.thinned(3.0, seed=1)[0] is found
+    nothing = found.take(~found.labels)
+    assert nothing.thinned(1.0, seed=1)[0] is nothing
 
 
 def test_an_action_that_is_none_is_named() -> None:
     with pytest.raises(ValueError, match="'buy' is not an action"):
         find_exposures(SCHEMA, RATINGS, "buy")
-    with pytest.raises(ValueError, match="negative_rate is 0"):
-        ExposureConfig(negative_rate=0.0)
+    with pytest.raises(ValueError, match="max_negatives is 0"):
+        ExposureConfig(max_negatives=0.0)

@@ -38,7 +38,7 @@ def ratings(num: int = 300, seed: int = 0) -> tuple[EventTable, Exposures]:
         values=random.integers(1, 6, num).astype(np.float64),
         ts_ms=np.sort(random.integers(0, num // 2, num)) * 1000,
     )
-    return events, find_exposures(SCHEMA, events, "like", ExposureConfig(exposed=("watch",), horizon_ms=0), seed)
+    return events, find_exposures(SCHEMA, events, "like", ExposureConfig(exposed=("watch",), horizon_ms=0))
 
 
 def test_signals_are_those_of_strictly_earlier_events() -> None:
@@ -67,9 +67,7 @@ def test_an_item_is_measured_against_a_catalogue_of_about_its_instant() -> None:
 
 def test_members_are_told_whole_with_their_answers_and_rates() -> None:
     events, exposures = ratings()
-    thinned = find_exposures(
-        SCHEMA, events, "like", ExposureConfig(exposed=("watch",), horizon_ms=0, negative_rate=0.5)
-    )
+    thinned, _ = exposures.thinned(0.5, seed=0)
     told = interactions_of(SCHEMA, ITEMS, events, thinned, NumberWords())
     verbalizer = Verbalizer(TASK, tiny_tokenizer(), SCHEMA)
     conversations = tell(verbalizer, {1: {"age": 30}}, thinned, told)
@@ -77,6 +75,6 @@ def test_members_are_told_whole_with_their_answers_and_rates() -> None:
     for conversation, rows in conversations:
         assert [turn.label for turn in conversation.turns] == thinned.labels[rows].tolist()
         assert [turn.ts_ms for turn in conversation.turns] == thinned.ts_ms[rows].tolist()
-        assert {round(turn.log_rate, 4) for turn in conversation.turns} == {-0.6931}
+        assert {turn.log_rate for turn in conversation.turns} == {float(thinned.log_rate[0])}
     openings = [tiny_tokenizer().decode(conversation.opening.tolist()) for conversation, _ in conversations]
     assert sum("30" in opening for opening in openings) == 1

@@ -72,7 +72,7 @@ def test_links_come_and_go_while_retrieval_serves(settings: Settings) -> None:
         assert wait(lambda: from_links(platform) == 0)
         second = engine.versions()["links"]
         publish_links(registry, [Link(pairs=(MetaLink("title", "nurse", "pay", "high"),), weight=1.0)], Provenance())
-        (reloader,) = platform.reloaders
+        (reloader,) = (reloader for reloader in platform.reloaders if reloader.kind == "links")
         assert wait(lambda: reloader.refused is not None)
         assert "no item attribute 'pay'" in str(reloader.refused) and engine.versions()["links"] == second
     with build_platform(settings, {"retrieval"}) as platform:  # starts without the links that it cannot use

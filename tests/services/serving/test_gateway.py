@@ -55,7 +55,8 @@ def test_answer_is_complete(client: httpx.Client) -> None:
         assert set(explanation["signals"]) == {f"{a}.{h}" for a in ("view", "like") for h in ("1d", "7d", "all")}
     assert answer["degraded"] == []
     assert answer["cold_start"] is False
-    assert answer["served"].pop("links") is None, "the world has none"
+    for name in ("links", "llm", "prompt"):
+        assert answer["served"].pop(name) is None, "the world has none"
     assert all(answer["served"].values())
     assert answer["filter_plan"]["exact"] is True
     assert answer["filter_plan"]["joined"] == 1 and answer["filter_plan"]["costs"] == "default"
