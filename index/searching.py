@@ -112,7 +112,8 @@ class Searcher:
         narrowed = False
         if depth is not None:
             plain, narrowed = self._narrow(query_BD, view, plain, k, depth, surplus_B)
-        steps = self._plan(plain, view, k + max(surplus_B, default=0))
+        counted_G = matched_G if any_W is None and not narrowed else [count_bits(mask_W) for mask_W in plain.mask_G]
+        steps = self._plan(counted_G, plain.group_B.tolist(), view, k + max(surplus_B, default=0))
         found: dict[int, TopK] = {}
         for step in steps:
             surplus = max((surplus_B[query] for query in step.queries), default=0)
@@ -135,8 +136,7 @@ class Searcher:
         exact = self._state.config.store_vectors and not narrowed
         return _collect(found, view, num_queries, k, matched_B, ran, shared=question.shared, exact=exact)
 
-    def _plan(self, masks: _Masks, view: View, k: int) -> list[Step]:
-        matched_G, group_B = [count_bits(mask_W) for mask_W in masks.mask_G], masks.group_B.tolist()
+    def _plan(self, matched_G: Sequence[int], group_B: Sequence[int], view: View, k: int) -> list[Step]:
         if self.backend == "reference":
             return [Step("gather", tuple(query for query, group in enumerate(group_B) if matched_G[group]))]
         batches = len(group_B) > 1 and has_batches(self._state.config.dim)
