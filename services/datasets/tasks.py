@@ -120,6 +120,10 @@ def task_problems(section: LlmSection, schema: FeatureSchema) -> Iterator[Proble
     if section.task not in section.tasks:
         expected = f"expected one of {listed(section.tasks)}{nearest(section.task, section.tasks)}"
         yield Problem("llm.task", section.task, expected)
+    elif (action := next(iter(section.tasks[section.task].questions.values())).action) not in schema.tasks:
+        told = "an attribute" if action is None else f'"{action}"'
+        expected = f"expected a first question about one of ranking.tasks, {listed(schema.tasks)}; it is about {told}"
+        yield Problem("llm.task", section.task, expected)
     for name, task in section.tasks.items():
         key = f"llm.tasks.{name}"
         if _NAME.fullmatch(name) is None:

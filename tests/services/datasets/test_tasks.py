@@ -67,6 +67,8 @@ def test_a_task_is_read_into_the_models_words_and_the_ranking_one_is_first() -> 
     ("old", "new", "message"),
     [
         ('task = "like"', 'task = "lik"', 'llm.task = "lik": expected one of like; did you mean "like"'),
+        ('action = "like"', 'attribute = "genre"', "one of ranking.tasks, watch, like, love; it is about an attribute"),
+        ('action = "like"', 'action = "liked"', 'it is about "liked"'),
         ("{title}", "{tilte}", 'llm.tasks.like.item = "{tilte}".*did you mean "title"'),
         ("{title}", "{released|year}", "{released} is no field"),
         ("{title}", "{title", "never closed"),
